@@ -1,0 +1,96 @@
+# One command works on a fresh machine: every target that needs it makes .venv first (Python 3.11 or later, Linux or macOS).
+#
+# Torch: on Linux the default package index brings the CUDA build (several GB). For the CPU build say
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+# Processes that `make test` uses.
+WORKERS ?= 2
+# SLOW=1 runs the slow tests too.
+SLOW ?=
+OUT ?= out/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS := $(sort $(wildcard proto/moedge/v1/*.proto))
+TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
+
+# Each test process gets one thread: torch would take every core for each of them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(if $(SLOW),--slow)
+
+.PHONY: help install demo demo-model test check format lint types imports proto proto-check buf unit clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  PYTHON=python3.12      the Python to make .venv with"
+	@echo "  TORCH_INDEX=URL        where to get torch (https://download.pytorch.org/whl/cpu: the CPU build)"
+	@echo "  WORKERS=4 SLOW=1       for make test"
+
+install: $(STAMP) ## Make .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, $(PYTHON) is `$(PYTHON) --version`; say make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "no virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) '$(TORCH)')
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[worker,report,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Replay a drifting load twice on the shipped model; the report lands in out/demo
+	$(BIN)/moedge demo --out $(OUT)
+
+demo-model: $(STAMP) ## Train the shipped model again (up to two hours on 2 cores)
+	$(BIN)/python infra/demo-model/train.py
+
+test: $(STAMP) ## Every test that this machine can run; says which it skipped and why
+	$(PYTEST) -rs $(if $(JUNIT),--junitxml=$(JUNIT))
+
+check: format lint types imports proto-check buf unit ## Formatting, lint, types, layers, protos, unit tests
+
+format: $(STAMP) ## Formatting is as ruff has it (make fix changes it)
+	$(BIN)/ruff format --check --quiet .
+
+lint: $(STAMP) ## Ruff
+	$(BIN)/ruff check --quiet .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy --config-file pyproject.toml services loadgen tests
+
+imports: $(STAMP) ## Layers point one way
+	$(BIN)/lint-imports
+
+buf: $(STAMP) ## Lint the protos
+	$(BIN)/buf lint
+
+unit: $(STAMP) ## The fast tests
+	$(PYTEST) -q tests/unit
+
+.PHONY: fix
+fix: $(STAMP) ## Let ruff format and mend what it can
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+# generate the modules of all protos into the directory $(1)
+define generate
+PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+endef
+
+proto: $(STAMP) ## Generate proto/moedge/v1/*_pb2*.py from the protos
+	$(call generate,proto)
+
+proto-check: $(STAMP) ## The generated modules are those of the protos
+	@rm -rf build/proto-check && mkdir -p build/proto-check
+	@$(call generate,build/proto-check)
+	@for made in build/proto-check/moedge/v1/*; do \
+		cmp "$$made" "proto/moedge/v1/$$(basename $$made)" || { echo "generated code is out of date: make proto" >&2; exit 1; }; \
+	done
+	@for kept in proto/moedge/v1/*_pb2*; do \
+		test -e "build/proto-check/moedge/v1/$$(basename $$kept)" || { echo "$$kept belongs to no proto: remove it" >&2; exit 1; }; \
+	done
+
+clean: ## Remove the environment and everything made
+	rm -rf $(VENV) build out .mypy_cache .ruff_cache .import_linter_cache .hypothesis
