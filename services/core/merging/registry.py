@@ -1,0 +1,30 @@
+"""Finds allocations, groupings and triggers by name from the files of a package: one file is one entry, nothing else to edit.
+
+The name is the file's name with dashes (`mc_smoe.py` is "mc-smoe"); files that begin with an underscore are not entries.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from services.core.merging.errors import OptionError
+
+
+def names(package: str) -> tuple[str, ...]:
+    """Every registered name of a package, sorted."""
+    path = importlib.import_module(package).__path__
+    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(path) if not m.name.startswith("_")))
+
+
+def entry(package: str, name: str, attribute: str) -> Any:
+    """The `attribute` of the file registered under `name`; raises OptionError naming what there is."""
+    known = names(package)
+    if name not in known:
+        kind = package.rsplit(".", 1)[-1].removesuffix("s")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"{kind} {name!r} is unknown{hint} There are: {', '.join(known)}")
+    return getattr(importlib.import_module(f"{package}.{name.replace('-', '_')}"), attribute)

@@ -1,0 +1,69 @@
+"""The feasible edges of one decision with their estimates: columns for policies that compute, candidates for people who look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from services.core.offload.table import Column
+from services.core.offload.values import Candidate, EdgeSnapshot, Work
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateColumns:
+    """One row a candidate, by ascending edge id."""
+
+    uplink_s: Column
+    queue_wait_s: Column
+    inference_s: Column
+    downlink_s: Column
+    quality: Column
+    completion_time_s: Column
+    cost: Column
+    outstanding: Column  # tasks
+
+
+class CandidateTable(Sequence[Candidate]):
+    """Candidates are made when they are looked at; a decision among hundreds of edges looks at one."""
+
+    def __init__(self, edges: Sequence[EdgeSnapshot], columns: CandidateColumns, output_tokens: float) -> None:
+        self.edges = edges
+        self.columns = columns
+        self.output_tokens = output_tokens
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        edge, columns = self.edges[index], self.columns
+        return Candidate(
+            edge_id=edge.edge_id,
+            version=edge.version,
+            uplink_s=float(columns.uplink_s[index]),
+            queue_wait_s=float(columns.queue_wait_s[index]),
+            inference_s=float(columns.inference_s[index]),
+            downlink_s=float(columns.downlink_s[index]),
+            output_tokens=self.output_tokens,
+            quality=float(columns.quality[index]),
+            completion_time_s=float(columns.completion_time_s[index]),
+            cost=float(columns.cost[index]),
+            outstanding=Work(num_tasks=int(columns.outstanding[index])),
+        )
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
