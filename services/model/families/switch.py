@@ -1,0 +1,326 @@
+"""Switch Transformers (Fedus et al. 2022): our own forward pass over a transformers checkpoint, for serving, merging and training.
+
+Padding never reaches a router or an expert. There is no expert capacity: it is a device of training, and a token that overflowed it
+would be answered by no expert. Weights keep the dtype they were read in; products run in it, everything between them in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from services.model.errors import CheckpointError, PromptError
+from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
+from services.model.families.layers import ACTIVATIONS, apply_experts, attend, linear, position_buckets, rms_norm, split_heads
+from services.model.families.switch_parts import SwitchParts
+from services.model.families.switch_weights import (
+    Attention,
+    Block,
+    Stack,
+    SwitchConfig,
+    SwitchReader,
+    SwitchWeights,
+    TensorSource,
+    config_of,
+    read_config,
+    write_weights,
+)
+
+FEWEST_CACHED_TOKENS = 16
+
+
+@dataclass(slots=True)
+class SwitchCache:
+    """Keys and values of every decoder block, one slot a task. Token axes double when a task outgrows them."""
+
+    num_slots: int
+    own: Tensor  # (num_blocks, 2, num_slots, num_heads, max_target_tokens, d_kv)
+    cross: Tensor  # (num_blocks, 2, num_slots, num_heads, max_prompt_tokens, d_kv)
+    positions: list[int]  # tokens emitted so far
+    last_tokens: list[int]
+    prompt_lengths: list[int]
+
+
+def _grown(tensor: Tensor, num_tokens: int) -> Tensor:
+    have = tensor.shape[4]
+    if num_tokens <= have:
+        return tensor
+    return F.pad(tensor, (0, 0, 0, max(num_tokens, 2 * have) - have))
+
+
+class SwitchModel:
+    """A `MoeModel`. Sharing is by reference: `with_experts` gives a second model over the same weights."""
+
+    def __init__(self, config: SwitchConfig, weights: SwitchWeights, experts: Sequence[ExpertStack], layer_names: Sequence[str]) -> None:
+        self._config = config
+        self._weights = weights
+        self._experts = list(experts)
+        self._layer_names = tuple(layer_names)
+        self._activation = ACTIVATIONS[config.dense_act_fn]
+        self.shape = ModelShape(
+            "switch",
+            tuple(MoeLayer(name, config.num_experts, 1, 2 * config.d_model * config.d_ff) for name in layer_names),
+            config.d_model,
+            config.vocab_size,
+            sum(tensor.numel() for _, tensor in weights.named()),
+            config.eos_token_id,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._weights.shared.device
+
+    @property
+    def experts(self) -> Sequence[ExpertStack]:
+        return self._experts
+
+    @property
+    def routers(self) -> Sequence[Tensor]:
+        blocks = (*self._weights.encoder.blocks, *self._weights.decoder.blocks)
+        return [block.router.weight.float() for block in blocks if block.router is not None]
+
+    def with_experts(self, experts: Sequence[ExpertStack]) -> SwitchModel:
+        if len(experts) != len(self._layer_names):
+            raise ValueError(f"experts: {len(experts)} stacks for {len(self._layer_names)} MoE layers")
+        return SwitchModel(self._config, self._weights, experts, self._layer_names)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        named = dict(self._weights.named())
+        for name, stack in zip(self._layer_names, self._experts, strict=True):
+            named |= {f"{name}.experts.{matrix}": tensor for matrix, tensor in stack.weights.items()}
+        return named
+
+    def write(self, path: Path) -> None:
+        """The weights as one safetensors file under transformers' names. Experts must be unmerged."""
+        if any(stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)):
+            raise ValueError("write: a merged model has no transformers form; write its base model and its plan")
+        write_weights(self._weights, self._experts, path)
+
+    # Serving
+
+    def new_cache(self, num_slots: int) -> SwitchCache:
+        config = self._config
+        size = (config.num_decoder_layers, 2, num_slots, config.num_heads, FEWEST_CACHED_TOKENS, config.d_kv)
+        return SwitchCache(
+            num_slots,
+            torch.zeros(size, device=self.device),
+            torch.zeros(size, device=self.device),
+            [0] * num_slots,
+            [config.decoder_start_token_id] * num_slots,
+            [0] * num_slots,
+        )
+
+    def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
+        assert isinstance(cache, SwitchCache)
+        if not slots:
+            return
+        with torch.inference_mode():
+            ids, valid = self._padded(prompts)
+            encoded = self._encode(ids, valid, recorder)
+            num_tokens = ids.shape[1]
+            cache.cross = _grown(cache.cross, num_tokens)
+            rows = torch.as_tensor(slots, device=self.device)
+            for index, block in enumerate(self._weights.decoder.blocks):
+                key, value = self._cross_keys(block, encoded)
+                cache.cross[index, 0, rows, :, :num_tokens] = key
+                cache.cross[index, 1, rows, :, :num_tokens] = value
+        for slot, prompt in zip(slots, prompts, strict=True):
+            cache.positions[slot] = 0
+            cache.last_tokens[slot] = self._config.decoder_start_token_id
+            cache.prompt_lengths[slot] = len(prompt)
+
+    def step(self, cache: Cache, slots: Sequence[int], recorder: Recorder | None = None) -> list[int]:
+        assert isinstance(cache, SwitchCache)
+        if not slots:
+            return []
+        with torch.inference_mode():
+            hidden = self._advance(cache, slots, recorder)
+            tokens: list[int] = self._logits(hidden).argmax(-1).tolist()
+        for slot, token in zip(slots, tokens, strict=True):
+            cache.last_tokens[slot] = token
+            cache.positions[slot] += 1
+        return tokens
+
+    def force(self, cache: Cache, slot: int, tokens: Sequence[int]) -> None:
+        assert isinstance(cache, SwitchCache)
+        with torch.inference_mode():
+            for token in tokens:
+                self._advance(cache, [slot], None)
+                cache.last_tokens[slot] = token
+                cache.positions[slot] += 1
+
+    def _advance(self, cache: SwitchCache, slots: Sequence[int], recorder: Recorder | None) -> Tensor:
+        """Feed each slot's last token through the decoder; the hidden states (num_slots_given, d_model) after the final norm."""
+        config, decoder = self._config, self._weights.decoder
+        positions = torch.tensor([cache.positions[slot] for slot in slots], device=self.device)
+        longest = max(cache.positions[slot] for slot in slots) + 1
+        prompt_lengths = torch.tensor([cache.prompt_lengths[slot] for slot in slots], device=self.device)
+        longest_prompt = max(cache.prompt_lengths[slot] for slot in slots)
+        cache.own = _grown(cache.own, longest)
+        chosen = _slot_index(slots, self.device)
+        rows = torch.as_tensor(slots, device=self.device)
+        own_bias = self._step_bias(positions, longest)
+        cross_bias = _padding_bias(torch.arange(longest_prompt, device=self.device) < prompt_lengths[:, None])
+        x = F.embedding(torch.tensor([cache.last_tokens[slot] for slot in slots], device=self.device), decoder.embedding).float()
+        for index, block in enumerate(decoder.blocks):
+            own, cross = block.self_attention, block.cross_attention
+            assert cross is not None
+            assert cross.query is not None
+            fused = linear(rms_norm(x, own.norm, config.layer_norm_epsilon), own.into)
+            query, key, value = fused.view(len(slots), 3, config.num_heads, config.d_kv).unbind(1)
+            cache.own[index, 0, rows, :, positions] = key
+            cache.own[index, 1, rows, :, positions] = value
+            keys, values = cache.own[index, :, chosen, :, :longest].unbind(0)
+            x = x + linear(attend(query.unsqueeze(2), keys, values, own_bias).squeeze(1), own.out)
+            query = linear(rms_norm(x, cross.norm, config.layer_norm_epsilon), cross.query).view(
+                len(slots), config.num_heads, 1, config.d_kv
+            )
+            keys, values = cache.cross[index, :, chosen, :, :longest_prompt].unbind(0)
+            x = x + linear(attend(query, keys, values, cross_bias).squeeze(1), cross.out)
+            x = x + self._feed_forward(block, rms_norm(x, block.norm, config.layer_norm_epsilon), recorder)
+        return rms_norm(x, decoder.final_norm, config.layer_norm_epsilon)
+
+    def _step_bias(self, positions: Tensor, num_keys: int) -> Tensor:
+        """Position bias of one new token a slot; keys past the slot's position are masked. (rows, num_heads, 1, num_keys)."""
+        relative = torch.arange(num_keys, device=self.device) - positions[:, None]
+        bias = self._position_bias(self._weights.decoder, relative, bidirectional=False).transpose(1, 2)
+        return bias.masked_fill(relative[:, None] > 0, float("-inf")).unsqueeze(2)
+
+    # Whole sequences
+
+    def teacher_forced(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], recorder: Recorder | None = None
+    ) -> Tensor:
+        ids, valid = self._padded(prompts)
+        encoded = self._encode(ids, valid, recorder)
+        start = self._config.decoder_start_token_id
+        inputs, target_valid = self._padded([[start, *target[:-1]] for target in targets])
+        return self._logits(self._decode(inputs, target_valid, encoded, valid, recorder))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and which of them are not padding, both (num_rows, longest)."""
+        if any(not row for row in rows):
+            raise PromptError("prompt: empty after tokenization; send at least one token")
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return ids, torch.arange(longest, device=self.device) < lengths[:, None]
+
+    def _encode(self, ids: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
+        stack = self._weights.encoder
+        span = torch.arange(ids.shape[1], device=self.device)
+        bias = self._position_bias(stack, span - span[:, None], bidirectional=True).permute(2, 0, 1) + _padding_bias(valid)
+        x = F.embedding(ids, stack.embedding).float()
+        for block in stack.blocks:
+            x = self._self_attention(block.self_attention, x, bias)
+            x = self._feed_forward_valid(block, x, valid, recorder)
+        return rms_norm(x, stack.final_norm, self._config.layer_norm_epsilon)
+
+    def _decode(self, ids: Tensor, valid: Tensor, encoded: Tensor, encoded_valid: Tensor, recorder: Recorder | None) -> Tensor:
+        stack, eps = self._weights.decoder, self._config.layer_norm_epsilon
+        span = torch.arange(ids.shape[1], device=self.device)
+        relative = span - span[:, None]
+        bias = self._position_bias(stack, relative, bidirectional=False).permute(2, 0, 1)
+        bias = bias.masked_fill(relative > 0, float("-inf")).unsqueeze(0)
+        cross_bias = _padding_bias(encoded_valid)
+        x = F.embedding(ids, stack.embedding).float()
+        for block in stack.blocks:
+            x = self._self_attention(block.self_attention, x, bias)
+            cross = block.cross_attention
+            assert cross is not None
+            assert cross.query is not None
+            query = split_heads(linear(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
+            x = x + linear(attend(query, *self._cross_keys(block, encoded), cross_bias), cross.out)
+            x = self._feed_forward_valid(block, x, valid, recorder)
+        return rms_norm(x, stack.final_norm, eps)
+
+    def _self_attention(self, attention: Attention, x: Tensor, bias: Tensor) -> Tensor:
+        fused = linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into)
+        query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
+        return x + linear(attend(query, key, value, bias), attention.out)
+
+    def _cross_keys(self, block: Block, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        assert block.cross_attention is not None
+        key, value = linear(encoded, block.cross_attention.into).chunk(2, -1)
+        return split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
+
+    def _feed_forward_valid(self, block: Block, x: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
+        """`x` plus its feed-forward part, computed for the tokens that are not padding."""
+        places = valid.flatten().nonzero().squeeze(1)
+        flat = x.reshape(-1, x.shape[-1])
+        tokens = flat if places.numel() == flat.shape[0] else flat.index_select(0, places)
+        added = self._feed_forward(block, rms_norm(tokens, block.norm, self._config.layer_norm_epsilon), recorder)
+        if places.numel() == flat.shape[0]:
+            return x + added.view_as(x)
+        return flat.index_add(0, places, added).view_as(x)
+
+    # Parts
+
+    def _feed_forward(self, block: Block, x: Tensor, recorder: Recorder | None) -> Tensor:
+        """`x` (num_tokens, d_model), normalised, no padding."""
+        if block.router is None:
+            assert block.wi is not None
+            assert block.wo is not None
+            return linear(self._activation(linear(x, block.wi)), block.wo)
+        bias = None if block.router.bias is None else block.router.bias.float()
+        logits = F.linear(x, block.router.weight.float(), bias)
+        probability, chosen = logits.softmax(-1).max(-1)
+        if recorder is not None:
+            recorder.record(block.moe_layer, chosen.unsqueeze(1), logits)
+        stack = self._experts[block.moe_layer]
+        rows = stack.index_map.index_select(0, chosen)
+        return apply_experts(x, rows, stack.weights["wi"], stack.weights["wo"], self._activation) * probability.unsqueeze(1)
+
+    def _position_bias(self, stack: Stack, relative: Tensor, bidirectional: bool) -> Tensor:
+        """Bias for each of `relative` (rows, keys), heads last: (rows, keys, num_heads)."""
+        config = self._config
+        buckets = position_buckets(relative, bidirectional, config.relative_attention_num_buckets, config.relative_attention_max_distance)
+        return F.embedding(buckets, stack.position_bias).float()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        weights = self._weights
+        if weights.lm_head is not None:
+            return linear(hidden, weights.lm_head)
+        return linear(hidden * self._config.d_model**-0.5, weights.shared)
+
+
+def _padding_bias(valid: Tensor) -> Tensor:
+    """0 where valid and -inf at padding: (rows, 1, 1, num_keys)."""
+    return torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, float("-inf"))[:, None, None]
+
+
+def _slot_index(slots: Sequence[int], device: torch.device) -> slice | Tensor:
+    """A slice where the slots are consecutive, which copies nothing."""
+    if list(slots) == list(range(slots[0], slots[0] + len(slots))):
+        return slice(slots[0], slots[0] + len(slots))
+    return torch.as_tensor(slots, device=device)
+
+
+class SwitchFamily:
+    """The `Family` of Switch Transformers checkpoints."""
+
+    name = "switch"
+
+    def accepts(self, config: Mapping[str, object]) -> bool:
+        return config.get("model_type") == "switch_transformers"
+
+    def read(self, directory: Path, dtype: torch.dtype, device: torch.device) -> SwitchModel:
+        config = read_config(directory)
+        if config.dense_act_fn not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise CheckpointError(f"{directory / 'config.json'}: dense_act_fn {config.dense_act_fn!r} is not supported; known are {known}")
+        reader = SwitchReader(config, TensorSource(directory, dtype, device))
+        weights = reader.read()
+        return SwitchModel(config, weights, reader.experts, reader.layer_names)
+
+    def assemble(self, config: Mapping[str, object], tensors: Mapping[str, Tensor], experts: Sequence[ExpertStack]) -> SwitchModel:
+        read = config_of(config, "config.json")
+        parts = SwitchParts(read, tensors)
+        weights = parts.weights()
+        parts.check_experts(experts)
+        return SwitchModel(read, weights, experts, parts.layer_names)

@@ -1,0 +1,42 @@
+"""What a model weighs: bytes of unique weight storages, and the budget terms that plans are made with.
+
+Index maps are not weights: they travel in the manifest and cost 4 bytes an expert. Every weight, routers and norms included, is held in
+the dtype that the checkpoint was read in.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from services.core.merging.values import Budget
+from services.model.errors import CheckpointError
+from services.model.families.base import ExpertStack, MoeModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype: {name!r} is unknown; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def unique_bytes(model: MoeModel) -> int:
+    """Bytes of all weights, each storage once."""
+    storages: dict[int, int] = {}
+    for tensor in model.parameters().values():
+        storage = tensor.untyped_storage()
+        num_bytes = tensor.numel() * tensor.element_size()
+        storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), num_bytes)
+    return sum(storages.values())
+
+
+def expert_bytes(stack: ExpertStack) -> int:
+    """Bytes of one expert of a layer."""
+    return stack.num_bytes() // stack.num_kept
+
+
+def budget_for(full: MoeModel, budget_bytes: int, reserve_bytes: int = 0) -> Budget:
+    """The terms of a memory budget, from the unmerged model in the dtype it will be served in."""
+    non_expert_bytes = unique_bytes(full) - sum(stack.num_bytes() for stack in full.experts)
+    return Budget(budget_bytes, non_expert_bytes, tuple(expert_bytes(stack) for stack in full.experts), reserve_bytes)
