@@ -39,6 +39,14 @@ def open_tasks(spec: str, split: Split = "all", items_per_type: int | None = Non
     return task_set if items_per_type is None else TaskSet(task_set.name, sampled(task_set.items, items_per_type), task_set.scorers)
 
 
+def unseen(scored: TaskSet, seen: TaskSet) -> TaskSet:
+    """What of `scored` is not in `seen`: where something is trained on `seen`, nothing else may be scored."""
+    prompts = {item.prompt for item in seen.items}
+    items = tuple(item for item in scored.items if item.prompt not in prompts)
+    name = scored.name if len(items) == len(scored.items) else f"{scored.name}, without the calibration items"
+    return TaskSet(name, items, scored.scorers)
+
+
 def sampled(items: tuple[TaskItem, ...], items_per_type: int) -> tuple[TaskItem, ...]:
     """At most so many items of each type, drawn with a fixed seed, in their own order."""
     rng = np.random.default_rng(SHARE_SEED)

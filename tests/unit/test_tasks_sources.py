@@ -9,7 +9,7 @@ import pytest
 
 from services.tasks.errors import RowError, SourceError
 from services.tasks.scoring import SCORERS
-from services.tasks.sources import open_tasks
+from services.tasks.sources import open_tasks, unseen
 
 
 def write_jsonl(path: Path, num_each: int = 100, task_types: tuple[str, ...] = ("sum", "name")) -> Path:
@@ -35,6 +35,16 @@ def test_a_jsonl_file_is_scored_whole_and_calibrated_on_a_fixed_share_that_it_na
     assert "25% of it for calibration, scored items included" in calibration.name
     assert open_tasks(str(path), "calibration") == calibration
     assert dict(scored.scorers) == {"sum": "exact_match", "name": "exact_match"}
+
+
+def test_what_was_trained_on_can_be_left_out_of_what_is_scored(tmp_path):
+    path = str(write_jsonl(tmp_path / "tasks.jsonl"))
+    scored, calibration = open_tasks(path, "heldout"), open_tasks(path, "calibration")
+    left = unseen(scored, calibration)
+    assert len(left.items) == 150
+    assert not {item.prompt for item in left.items} & {item.prompt for item in calibration.items}
+    assert "without the calibration items" in left.name
+    assert unseen(open_tasks("toy", "heldout"), calibration).name == "toy-heldout"
 
 
 def test_a_small_type_keeps_enough_items_to_calibrate_on(tmp_path):

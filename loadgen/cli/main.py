@@ -1,0 +1,27 @@
+"""The `moedge` command: puts the commands together. Each command's file imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import typer
+
+from loadgen.cli import demo, edges, explain, infer, merge, profile, replay, serve, status, up
+
+app = typer.Typer(
+    name="moedge",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="One Mixture-of-Experts model served from many small edge servers. "
+    "Exit codes: 0 ok, 1 failed result, 2 bad input, 3 cannot reach the target, 130 Ctrl-C.",
+)
+app.command()(up.up)
+app.command()(infer.infer)
+app.command()(status.status)
+app.command()(explain.explain)
+app.command()(replay.replay)
+app.command()(demo.demo)
+app.command()(merge.merge)
+app.command()(profile.profile)
+app.add_typer(edges.app, name="edges")
+app.add_typer(serve.app, name="serve")

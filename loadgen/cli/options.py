@@ -1,0 +1,44 @@
+"""Options that several commands share, with one help text each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loadgen.cli.places import DEFAULT_TARGET
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Target = Annotated[str, typer.Option(help="Address of the broker.", metavar="HOST:PORT")]
+Model = Annotated[
+    str | None, typer.Option(help="Checkpoint directory or hub id; without it the demo model of the checkout.", metavar="DIR|HUB-ID")
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="Task source: toy, a JSONL file of {task,id,prompt,references}, or DATASET:PATH (copa, multirc, squad, wikiqa, winogrande; "
+        "several with commas between). Without it: toy for the demo model, tasks.jsonl beside any other.",
+        metavar="SOURCE",
+    ),
+]
+Edges = Annotated[str, typer.Option(help="How many edge servers (small, medium, large in turn), or an edges file.", metavar="N|FILE")]
+Policy = Annotated[str, typer.Option(help="Offload policy: onto, round_robin, least_loaded or random.")]
+Trigger = Annotated[str, typer.Option(help="Merge trigger: jtom, periodic or never.")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights served: float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; cuda fails where there is none.")]
+QualityScale = Annotated[float, typer.Option(min=1e-9, help="Seconds that a full point of quality is worth to a user with alpha 1.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads that torch uses in an operation; several edges share the cores.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for builds and blobs, kept between runs; without it ~/.cache/moedge.", metavar="DIR")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of arrivals, users and mixes: the same seed gives the same load.")]
+Alpha = Annotated[float | None, typer.Option(help="How much quality is worth to you, in (0, 1].")]
+TaskType = Annotated[str, typer.Option("--task", help="Task type; without it the broker guesses from the prompt.", metavar="TYPE")]
+Region = Annotated[str, typer.Option(help="Where the user is; links differ by region and edge. Default: the broker's.")]
+MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most; 0: the server's default.")]
+RecoverySteps = Annotated[
+    int, typer.Option(min=0, help="Optimiser steps after averaging; they never see a scored prompt.", metavar="STEPS")
+]
+TARGET = DEFAULT_TARGET
+DEFAULT_RECOVERY_STEPS = 0

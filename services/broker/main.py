@@ -1,0 +1,38 @@
+"""Starts a broker as a process: settings, adapters, run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.broker.service import Broker
+from services.broker.settings import BrokerSettings
+from services.runtime.adapters import open_event_log
+from services.runtime.clock import SystemClock
+from services.runtime.errors import RuntimeFault
+from services.runtime.lifecycle import serve_until_signalled
+from services.runtime.logs import configure
+from services.runtime.store import open_redis
+
+
+async def run(settings: BrokerSettings) -> None:
+    clock = SystemClock()
+    redis = open_redis(settings.redis_url)
+    try:
+        async with open_event_log(settings, clock, client_id="moedge-broker") as log:
+            await serve_until_signalled(Broker(settings, log, redis, clock), name="broker")
+    finally:
+        await redis.aclose()
+
+
+def main() -> None:
+    try:
+        settings = BrokerSettings.load()
+        configure(settings.log_format, settings.log_level)
+        asyncio.run(run(settings))
+    except (RuntimeFault, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The tasks a broker knows: running ones, and finished ones for a while. Holds what users follow; runs nothing.
+
+A record keeps all that was streamed, so that a repeated call with the same idempotency key is told the same task from its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from moedge.v1.inference_pb2 import GenerateResponse
+from services.broker.validation import TaskFields
+from services.runtime.clock import Clock
+from services.runtime.status import RpcFailure, invalid_field
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """One task as its users see it. Ended when `failure` is set or the last response was added."""
+
+    task_id: str
+    fields: TaskFields
+    arrived_at_s: float
+    deadline_at_s: float
+    has_deadline: bool  # whether the user set it, or it is the broker's default
+    runner: asyncio.Task[None] | None = None
+    responses: list[tuple[float, GenerateResponse]] = field(default_factory=list)  # with the instant the user may see it
+    failure: RpcFailure | None = None
+    ended: bool = False
+    num_followers: int = 0
+    task_type: str = ""
+    version: str = ""
+    scored: bool = False
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, response: GenerateResponse, visible_at_s: float) -> float:
+        """Append; responses become visible in order. Returns when this one does."""
+        if self.responses:
+            visible_at_s = max(visible_at_s, self.responses[-1][0])
+        self.responses.append((visible_at_s, response))
+        self._wake()
+        return visible_at_s
+
+    def end(self, failure: RpcFailure | None = None) -> None:
+        """The first end counts."""
+        if not self.ended:
+            self.ended, self.failure = True, failure
+            self._wake()
+
+    async def follow(self, clock: Clock) -> AsyncIterator[GenerateResponse]:
+        """Everything from the beginning; raises the failure that the task ended in."""
+        position = 0
+        while True:
+            while position < len(self.responses):
+                visible_at_s, response = self.responses[position]
+                if (wait_s := visible_at_s - clock.now_s()) > 0.0:
+                    await clock.sleep(wait_s)
+                yield response
+                position += 1
+            if self.ended:
+                if self.failure is not None:
+                    raise self.failure
+                return
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class TaskBook:
+    def __init__(self, clock: Clock, retention_s: float, retained_tasks: int) -> None:
+        self._clock = clock
+        self._retention_s = retention_s
+        self._retained_tasks = retained_tasks
+        self._running: dict[str, TaskRecord] = {}
+        self._finished: OrderedDict[str, tuple[float, TaskRecord]] = OrderedDict()  # with the instant it ended
+        self._by_key: dict[tuple[str, str], TaskRecord] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def running(self) -> tuple[TaskRecord, ...]:
+        return tuple(self._running.values())
+
+    def repeated(self, fields: TaskFields) -> TaskRecord | None:
+        """The task that this user's idempotency key already stands for."""
+        record = self._by_key.get((fields.user_id, fields.idempotency_key)) if fields.idempotency_key else None
+        if record is not None and record.fields.digest != fields.digest:
+            raise invalid_field("idempotency_key", "was used for another task; use a new one")
+        return record
+
+    def admit(self, record: TaskRecord) -> None:
+        self._running[record.task_id] = record
+        self._idle.clear()
+        if record.fields.idempotency_key:
+            self._by_key[(record.fields.user_id, record.fields.idempotency_key)] = record
+
+    def closed(self, record: TaskRecord) -> None:
+        """The task is over. A failed one gives its key back, so that a retry is a new task."""
+        if self._running.pop(record.task_id, None) is None:
+            return
+        if not self._running:
+            self._idle.set()
+        if record.failure is not None:
+            self._release_key(record)
+            return
+        self._finished[record.task_id] = (self._clock.now_s(), record)
+        self._expire()
+
+    def finished(self, task_id: str) -> TaskRecord | None:
+        self._expire()
+        known = self._finished.get(task_id)
+        return known[1] if known else None
+
+    async def idle(self) -> None:
+        """Wait for the last running task to end."""
+        await self._idle.wait()
+
+    @contextmanager
+    def following(self, record: TaskRecord) -> Iterator[None]:
+        """When the last follower leaves a task that is not over, it is cancelled."""
+        record.num_followers += 1
+        try:
+            yield
+        finally:
+            record.num_followers -= 1
+            if record.num_followers == 0 and not record.ended and record.runner is not None:
+                record.runner.cancel()
+            elif record.num_followers == 0 and not record.fields.idempotency_key:
+                record.responses.clear()  # nobody can ask for them again
+
+    def _expire(self) -> None:
+        now_s = self._clock.now_s()
+        while self._finished:
+            ended_at_s, record = next(iter(self._finished.values()))
+            if len(self._finished) <= self._retained_tasks and now_s - ended_at_s <= self._retention_s:
+                return
+            self._finished.popitem(last=False)
+            self._release_key(record)
+
+    def _release_key(self, record: TaskRecord) -> None:
+        key = (record.fields.user_id, record.fields.idempotency_key)
+        if self._by_key.get(key) is record:
+            del self._by_key[key]

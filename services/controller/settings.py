@@ -1,0 +1,63 @@
+"""Settings of the merge controller: `MOEDGE_CONTROLLER_*`. Options that the chosen trigger does not have are not passed to it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.core.merging.triggers import MergeTrigger, names, options, trigger
+from services.runtime.settings import ServiceSettings
+
+
+class ControllerSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="MOEDGE_CONTROLLER_", extra="forbid", frozen=True)
+
+    merger_address: str = Field(description="host:port of the cloud merger")
+    consumer_group: str = Field("moedge-controller", description="group that reads activation reports")
+
+    trigger: str = Field("jtom", description="merge trigger: jtom, never or periodic")
+    interval_s: float = Field(20.0, gt=0, description="initial time between two checks of an edge (the paper's delta)")
+    adjustment_s: float = Field(20.0, ge=0, description="how much an update shortens and a kept version lengthens it (m)")
+    threshold: float = Field(0.2, gt=0, le=1, description="activation shift that asks for an update (g)")
+    min_tokens: int = Field(500, ge=1, description="routed tokens that a layer needs to count in the shift")
+    mode: Literal["paper", "product"] = Field(
+        "product", description="jtom: Algorithm 2 as printed with raw frequencies, or with mixes and guards"
+    )
+    confirm: bool = Field(True, description="jtom, product: a window within which traffic changed is confirmed on its newer half")
+    confirm_s: float | None = Field(None, gt=0, description="jtom, product: when to look again; unset: interval_s")
+    min_mix_change: float = Field(0.1, ge=0, le=1, description="jtom, product: an update whose mix moved less keeps the version")
+    recent_tasks: int = Field(
+        0, ge=0, description="jtom, product: look at about so many of the newest tasks at most; 0: all since the last decision"
+    )
+    cap_s: float | None = Field(None, gt=0, description="jtom, product: longest time between two checks; unset: ten times interval_s")
+
+    method: str = Field("m-smoe", description="merge method")
+    allocation: str = Field("mc-smoe", description="how experts are shared out over layers: mc-smoe or uniform")
+    grouping: str = Field("router-logits", description="which experts become one")
+    recovery_steps: int = Field(0, ge=0, description="optimiser steps of recovery after averaging")
+    keep_present: bool = Field(
+        False, description="plan against the version an edge holds: fewer bytes to ship, fewer builds shared by edges"
+    )
+
+    tick_s: float = Field(0.25, gt=0, description="how often edges are looked at for a due check")
+    cool_down_s: float = Field(0.0, ge=0, description="least time from a rollout to the next check")
+    backoff_s: float = Field(5.0, gt=0, description="wait after a failed update; doubles with each")
+    backoff_cap_s: float = Field(300.0, gt=0, description="longest such wait")
+    manifest_timeout_s: float = Field(5.0, gt=0)
+    build_timeout_s: float = Field(900.0, gt=0, description="deadline of one build at the merger")
+    load_timeout_s: float = Field(300.0, gt=0, description="deadline of one rollout at an edge")
+    forget_after_s: float = Field(
+        600.0, gt=0, description="edges unseen for so long are dropped from memory; Redis keeps their state for a day"
+    )
+
+    @field_validator("trigger")
+    @classmethod
+    def _trigger_exists(cls, value: str) -> str:
+        if value not in names():
+            raise ValueError(f"no such trigger: {value!r}; there are {', '.join(names())}")
+        return value
+
+    def merge_trigger(self) -> MergeTrigger:
+        return trigger(self.trigger, **{name: value for name in options(self.trigger) if (value := getattr(self, name, None)) is not None})

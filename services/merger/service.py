@@ -1,0 +1,110 @@
+"""The cloud merger put together: reads the base model, does what is done once for it, then builds merged versions and ships their blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from typing import Self
+
+from moedge.v1 import merger_pb2_grpc
+from services.merger.builds import Builds
+from services.merger.requests import RequestReader
+from services.merger.servicer import MergerServicer, Parts
+from services.merger.settings import MergerSettings
+from services.model.build import Builder, BuildOptions, BuildSettings
+from services.model.checkpoint import read_base
+from services.model.threads import single_thread
+from services.runtime.clock import Clock
+from services.runtime.lifecycle import drain
+from services.runtime.net import add_health_and_reflection, bind, server
+from services.runtime.status import draining, starting
+from services.tasks.sources import open_tasks
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAMES = ("moedge.v1.MergerService",)
+
+
+class Merger:
+    """Entering it ends when it is ready to build; a model or task set that cannot be used ends it with the cure."""
+
+    def __init__(self, settings: MergerSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._parts: Parts | None = None
+        self._leaving = False
+        self._stack = AsyncExitStack()
+        self._address = ""
+
+    @property
+    def address(self) -> str:
+        """Where others reach this merger."""
+        return self._address
+
+    @property
+    def builder(self) -> Builder:
+        """What builds, for those in the same process. It has one thread at a time: this merger's."""
+        return self._ready().builder
+
+    def _ready(self) -> Parts:
+        if self._parts is None:
+            raise draining() if self._leaving else starting("the merger is reading its base model")
+        return self._parts
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._enter()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leaving = True
+        if self._parts is not None:
+            self._parts.builds.leave()
+        await self._stack.aclose()
+
+    async def _enter(self) -> None:
+        settings, stack = self._settings, self._stack
+        build_thread = single_thread("build", background=True)
+        disk_thread = single_thread("blobs")
+        for thread in (build_thread, disk_thread):
+            # A build that runs cannot be stopped within one of its phases; leaving does not wait for it.
+            stack.callback(thread.shutdown, wait=False, cancel_futures=True)
+        grpc_server = server()
+        health = add_health_and_reflection(grpc_server, SERVICE_NAMES)
+        merger_pb2_grpc.add_MergerServiceServicer_to_server(MergerServicer(self._ready), grpc_server)
+        bound = bind(grpc_server, settings.host, settings.port)
+        self._address = settings.advertise or bound
+        await grpc_server.start()
+        stack.push_async_callback(drain, grpc_server, health, settings.drain_s)
+        began_at_s = self._clock.now_s()
+        builder = await asyncio.get_running_loop().run_in_executor(build_thread, prepared_builder, settings)
+        self._parts = self._put_together(builder, build_thread, disk_thread)
+        await health.serving()
+        logger.info("base model %s ready after %.1f s at %s", builder.base.base_id, self._clock.now_s() - began_at_s, self._address)
+
+    def _put_together(self, builder: Builder, build_thread: Executor, disk_thread: Executor) -> Parts:
+        settings = self._settings
+        defaults = BuildOptions(settings.method, settings.allocation, settings.grouping, settings.recovery_steps)
+        names = (builder.base.base_id, settings.model)
+        num_experts = [layer.num_experts for layer in builder.base.model.shape.layers]
+        requests = RequestReader(names, builder.calibration.profiles.task_types, num_experts, defaults)
+        return Parts(builder, Builds(builder, build_thread, settings.max_waiting_builds), requests, disk_thread)
+
+
+def prepared_builder(settings: MergerSettings) -> Builder:
+    """A builder whose base model is read, calibrated and aligned (from its cache where that was done before)."""
+    base = read_base(settings.model, settings.dtype, settings.device, settings.max_prompt_tokens)
+    build_settings = BuildSettings(
+        profiled_items=settings.profiled_items,
+        measured_items=settings.measured_items,
+        cache_limit_bytes=settings.cache_limit_bytes,
+        reserve_bytes=settings.reserve_bytes,
+    )
+    builder = Builder(base, open_tasks(settings.tasks, "calibration"), settings.cache_dir.expanduser() / base.base_id, build_settings)
+    builder.prepare()
+    return builder

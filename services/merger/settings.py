@@ -1,0 +1,30 @@
+"""Settings of the cloud merger: `MOEDGE_MERGER_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.runtime.settings import ServiceSettings
+
+
+class MergerSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="MOEDGE_MERGER_", extra="forbid", frozen=True)
+
+    model: str = Field(description="checkpoint directory or hub id of the base model")
+    tasks: str = Field("toy", description="task set whose calibration split profiles and measures models: toy, a JSONL file, DATASET:PATH")
+    cache_dir: Path = Field(Path("~/.cache/moedge/merger"), description="where builds, calibration and alignment are kept")
+    cache_limit_bytes: int = Field(8 << 30, gt=0, description="builds used least recently are dropped above this")
+    dtype: str = Field("float32", description="float32, bfloat16 or float16: what every weight is held and shipped in")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    max_prompt_tokens: int | None = Field(None, gt=0, description="unset: what the checkpoint's tokenizer says")
+    method: str = Field("m-smoe", description="merge method of requests that do not say")
+    allocation: str = Field("mc-smoe", description="how experts are shared out over layers, for requests that do not say")
+    grouping: str = Field("router-logits", description="which experts become one, for requests that do not say")
+    recovery_steps: int = Field(0, ge=0, description="optimiser steps of recovery after averaging, for requests that do not say")
+    reserve_bytes: int = Field(0, ge=0, description="memory of every edge that no model may take")
+    profiled_items: int = Field(512, gt=0, description="calibration items of each task type that profile the base model, once")
+    measured_items: int = Field(64, gt=0, description="calibration items of each task type that measure each build")
+    max_waiting_builds: int = Field(32, gt=0, description="different builds that may wait; more are refused")

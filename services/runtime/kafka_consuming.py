@@ -1,0 +1,129 @@
+"""One subscription to a Kafka topic: survives outages, moves its position after the handler, never stalls on a bad record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from services.runtime.clock import Clock
+from services.runtime.eventlog import Handler, Record
+from services.runtime.handling import handle_record
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+COMMIT_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 2.0
+POLL_S = 0.5
+FIRST_WAIT_S = 0.25
+MAX_WAIT_S = 5.0
+
+
+def to_record(message: Any) -> Record:
+    """From aiokafka's record. Text that is not UTF-8 is replaced: a bad header must not stop a partition."""
+    headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers}
+    key = (message.key or b"").decode(errors="replace")
+    return Record(message.topic, key, message.value or b"", headers, message.partition, message.offset)
+
+
+class Subscription:
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        group: str,
+        handler: Handler,
+        clock: Clock,
+        publish: Callable[[Record], None],
+        *,
+        from_start: bool,
+        client_id: str,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._group = group
+        self._handler = handler
+        self._clock = clock
+        self._publish = publish
+        self._from_start = from_start
+        self._client_id = client_id
+
+    async def run(self) -> None:
+        """Consume until cancelled, starting over after every failure of Kafka."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            consumer = self._consumer()
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await consumer.start()
+                wait_s = FIRST_WAIT_S
+                await self._consume(consumer)
+            except (KafkaError, IllegalStateError, TimeoutError, OSError) as error:
+                logger.log(
+                    logging.WARNING if wait_s == FIRST_WAIT_S else logging.DEBUG,
+                    "%s cannot be consumed as %s (%s); trying again",
+                    self._topic,
+                    self._group,
+                    str(error) or type(error).__name__,
+                )
+            except Exception:  # the top of a supervised loop
+                logger.exception("consuming %s as %s failed; starting again", self._topic, self._group)
+            finally:
+                await self._stopped(consumer)
+            await self._clock.sleep(wait_s)
+            wait_s = min(2 * wait_s, MAX_WAIT_S)
+
+    def _consumer(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            self._topic,
+            bootstrap_servers=self._bootstrap,
+            client_id=self._client_id,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest" if self._from_start else "latest",
+            max_poll_records=500,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=3_000,
+            metadata_max_age_ms=10_000,
+        )
+
+    async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            batches = await consumer.getmany(timeout_ms=int(POLL_S * 1000))
+            positions: dict[TopicPartition, int] = {}
+            try:
+                for partition in sorted(batches):
+                    for message in batches[partition]:
+                        await self._handle(to_record(message))
+                        positions[partition] = message.offset + 1
+            finally:
+                if positions:
+                    await self._commit(consumer, positions)
+
+    async def _handle(self, record: Record) -> None:
+        dead_letter = await handle_record(record, self._handler, self._clock)
+        if dead_letter is not None:
+            self._publish(dead_letter)
+
+    async def _commit(self, consumer: AIOKafkaConsumer, positions: dict[TopicPartition, int]) -> None:
+        """A commit that a rebalance refuses means that another member sees the records again: they are deduplicated."""
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await consumer.commit(positions)
+        except (CommitFailedError, IllegalStateError) as error:
+            logger.info("position of %s not stored (%s); records will be seen again", self._group, error)
+
+    async def _stopped(self, consumer: AIOKafkaConsumer) -> None:
+        with suppress(TimeoutError, KafkaError, OSError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await consumer.stop()
+                return
+        with suppress(TimeoutError, KafkaError, OSError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await consumer._client.close()

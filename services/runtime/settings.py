@@ -1,0 +1,97 @@
+"""Settings from the environment: one class a service, shared fields here, unknown variables refused by name.
+
+`MOEDGE_KAFKA_BOOTSTRAP` sets a shared field for every service, `MOEDGE_BROKER_KAFKA_BOOTSTRAP` for the broker alone and wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from services.runtime.errors import SettingsError
+
+PREFIX = "MOEDGE_"
+
+# First words of variables that belong to some service; a service checks its own word only.
+SERVICE_WORDS = ("BROKER", "WORKER", "CONTROLLER", "MERGER", "STACK", "TEST")
+
+
+class _SharedSource(EnvSettingsSource):
+    """`MOEDGE_<FIELD>` for the fields that every service has."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if name in ServiceSettings.model_fields}
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has. Subclass with `model_config = SettingsConfigDict(env_prefix="MOEDGE_<SERVICE>_")`.
+
+    Build with `load(**overrides)`: bad and unknown settings raise `SettingsError` with one line each.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, nested_model_default_partial_update=False)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    advertise: str | None = Field(None, description="address that others reach this service at; empty: what it listens on")
+    kafka_bootstrap: str | None = Field(None, description="host:port of Kafka; unset: an event log inside the process")
+    kafka_replication: int = Field(1, ge=1, description="replication of topics that are created")
+    redis_url: str | None = Field(None, description="redis://host:port; unset: inside the process")
+    log_format: Literal["human", "json"] = "human"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    drain_s: float = Field(5.0, ge=0.0, le=3600.0, description="how long tasks in flight may take to finish on SIGTERM")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        shared = _SharedSource(settings_cls, env_prefix=PREFIX)
+        return init_settings, env_settings, shared
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """From the environment, overrides (from the command line) first. None among the overrides means "not given"."""
+        refuse_unknown(cls, os.environ)
+        try:
+            return cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            raise SettingsError("\n".join(_line(cls, issue["loc"], issue["msg"]) for issue in error.errors())) from None
+
+
+def refuse_unknown(settings: type[ServiceSettings], environ: Mapping[str, str]) -> None:
+    """Raise `SettingsError` for each variable that looks meant for this service and is none of its settings."""
+    own = _env_prefix(settings)
+    known = {f"{own}{name.upper()}" for name in settings.model_fields} | {
+        f"{PREFIX}{name.upper()}" for name in ServiceSettings.model_fields
+    }
+    others = tuple(f"{PREFIX}{word}_" for word in SERVICE_WORDS if f"{PREFIX}{word}_" != own)
+    unknown = [name for name in sorted(environ) if name.startswith(PREFIX) and name not in known and not name.startswith(others)]
+    if unknown:
+        raise SettingsError("\n".join(f"{name}: no such setting{_nearest(name, known)}" for name in unknown))
+
+
+def _env_prefix(settings: type[ServiceSettings]) -> str:
+    return str(settings.model_config.get("env_prefix", PREFIX))
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _line(settings: type[ServiceSettings], location: tuple[int | str, ...], message: str) -> str:
+    name = str(location[0]) if location else "?"
+    if name in settings.model_fields:
+        return f"{_env_prefix(settings)}{name.upper()}: {message}"
+    names = set(settings.model_fields)
+    return f"{name}: no such setting{_nearest(name, names)}"

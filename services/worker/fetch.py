@@ -1,0 +1,111 @@
+"""Brings a model version from the merger into the worker's blob store: its manifest, then only the blobs it lacks.
+
+Chunks are checked by crc32, whole blobs by their blake3 name. A broken transfer goes on where it stopped; after three tries it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from moedge.v1 import merger_pb2, merger_pb2_grpc
+from services.model.blob_store import BlobStore
+from services.model.errors import BlobError
+from services.model.manifest import BlobRef, ModelManifest
+from services.runtime.clock import Clock
+from services.runtime.net import open_stream
+from services.runtime.status import RpcFailure, data_loss, failure_of
+from services.worker.committed import parse_manifest
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+NUM_TRIES = 3
+NUM_STREAMS = 4  # transfers at once
+CALL_TIMEOUT_S = 120.0
+RETRY_WAIT_S = 0.2
+TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED})
+
+
+class Fetcher:
+    """Disk work runs on `executor`, so the event loop never waits for it."""
+
+    def __init__(self, store: BlobStore, executor: Executor, clock: Clock) -> None:
+        self._store = store
+        self._executor = executor
+        self._clock = clock
+
+    async def manifest(self, merger: grpc.aio.Channel, version: str) -> ModelManifest:
+        """NOT_FOUND when the merger has no such version."""
+        stub = merger_pb2_grpc.MergerServiceStub(merger)
+        try:
+            answer = await stub.GetManifest(merger_pb2.GetManifestRequest(version=version), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise failure_of(error) from error
+        manifest = parse_manifest(answer.manifest)
+        if manifest.version != version:
+            raise data_loss(f"the merger answered with the manifest of {manifest.version}, not of {version}")
+        return manifest
+
+    async def blobs(self, merger: grpc.aio.Channel, manifest: ModelManifest) -> int:
+        """Fetch what is lacking; the bytes that came. One blob that cannot be had ends the others."""
+        lacking = await self._on_disk(self._store.missing, manifest.digests)
+        by_digest = {blob.digest: blob for blob in manifest.blobs}
+        stub = merger_pb2_grpc.MergerServiceStub(merger)
+        turns = asyncio.Semaphore(NUM_STREAMS)
+
+        async def fetch(blob: BlobRef) -> int:
+            async with turns:
+                return await self._with_tries(stub, blob)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                transfers = [group.create_task(fetch(by_digest[digest])) for digest in lacking]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return sum(transfer.result() for transfer in transfers)
+
+    async def _with_tries(self, stub: Any, blob: BlobRef) -> int:
+        num_bytes = 0
+        for number in range(1, NUM_TRIES + 1):
+            try:
+                async for received in self._chunks(stub, blob):
+                    num_bytes += received
+                await self._on_disk(self._store.commit, blob.digest, blob.size_bytes)
+                return num_bytes
+            except (BlobError, grpc.aio.AioRpcError) as error:
+                failure = failure_of(error) if isinstance(error, grpc.aio.AioRpcError) else data_loss(str(error))
+                transient = isinstance(error, BlobError) or failure.code in TRANSIENT
+                logger.warning("blob %s, try %d of %d: %s", blob.digest[:12], number, NUM_TRIES, failure.message)
+                if number == NUM_TRIES or not transient:
+                    raise failure from error
+                await self._clock.sleep(RETRY_WAIT_S * number)
+        raise AssertionError("unreachable")
+
+    async def _chunks(self, stub: Any, blob: BlobRef) -> AsyncIterator[int]:
+        """Receive the rest of a blob into its unfinished download; yields the size of each chunk."""
+        offset = await self._on_disk(self._store.staged_bytes, blob.digest)
+        request = merger_pb2.FetchBlobRequest(digest=blob.digest, offset=offset)
+        async with open_stream(stub.FetchBlob(request, timeout=CALL_TIMEOUT_S)) as stream:
+            async for chunk in stream:
+                if zlib.crc32(chunk.data) != chunk.crc32:
+                    raise BlobError(f"blob {blob.digest}: a chunk at offset {chunk.offset} came damaged")
+                await self._on_disk(self._store.append, blob.digest, chunk.offset, chunk.data)
+                yield len(chunk.data)
+                if chunk.offset + len(chunk.data) > blob.size_bytes:
+                    return  # longer than the manifest says: the commit refuses it
+
+    async def _on_disk(self, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
+
+
+def no_merger() -> RpcFailure:
+    return RpcFailure(grpc.StatusCode.FAILED_PRECONDITION, "NO_MERGER", "merger_address: none was given and none is set; name the merger")

@@ -1,0 +1,88 @@
+"""Makes a version in the blob store into a model that may serve: read on a thread of its own, checked against its manifest's answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import torch
+
+from services.model.blob_store import BlobStore
+from services.model.errors import BlobError, PromptError
+from services.model.expert_store import ServedModel, read_experts, read_model
+from services.model.families.base import MoeModel
+from services.model.greedy import greedy
+from services.model.manifest import ModelManifest
+from services.model.tokenizer import Tokenizer
+
+ResultT = TypeVar("ResultT")
+
+SPARE_TOKENS = 4  # a text may have been written with more tokens than it is read as: twice as many, and these
+
+
+class Loader:
+    def __init__(self, store: BlobStore, executor: Executor, device: torch.device, max_prompt_tokens: int | None) -> None:
+        self._store = store
+        self._executor = executor
+        self._device = device
+        self._max_prompt_tokens = max_prompt_tokens
+
+    async def whole(self, manifest: ModelManifest) -> ServedModel:
+        """The version from its blobs alone, checked. `BlobError` when it may not serve."""
+        return await self._aside(self._whole, manifest)
+
+    async def beside(self, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest, tokenizer: Tokenizer) -> MoeModel:
+        """The version as other experts in the model that serves now: only changed groups are read. `BlobError` when it may not serve."""
+        return await self._aside(self._beside, manifest, present, present_manifest, tokenizer)
+
+    def _whole(self, manifest: ModelManifest) -> ServedModel:
+        served = read_model(self._store, manifest, self._device, self._max_prompt_tokens)
+        check_answers(served.model, served.tokenizer, manifest)
+        return served
+
+    def _beside(self, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest, tokenizer: Tokenizer) -> MoeModel:
+        model = present.with_experts(read_experts(self._store, manifest, present, present_manifest))
+        check_answers(model, tokenizer, manifest)
+        return model
+
+    async def _aside(self, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
+
+
+def check_answers(model: MoeModel, tokenizer: Tokenizer, manifest: ModelManifest) -> None:
+    """The manifest says what this very version answers to a few prompts (it may have been cut at a token limit): so must this model."""
+    for check in manifest.check_prompts:
+        try:
+            prompt_ids = tokenizer.encode(check.prompt)
+        except PromptError as error:
+            raise BlobError(f"version {manifest.version}: its check prompt cannot be read ({error})") from error
+        num_tokens = SPARE_TOKENS + (2 * len(tokenizer.encode(check.text)) if check.text.strip() else 0)
+        text = tokenizer.decode(greedy(model, [prompt_ids], num_tokens)[0])
+        if not text.startswith(check.text):
+            raise BlobError(f"version {manifest.version}: answers {text[:40]!r} to a check prompt, its manifest says {check.text[:40]!r}")
+
+
+def changed_bytes(manifest: ModelManifest, present: ModelManifest) -> int:
+    """Memory that loading `manifest` beside `present` takes: every layer whose groups differ, the whole model where the rest differs."""
+    if manifest.rest.digest != present.rest.digest:
+        return manifest.model_bytes
+    layers = range(len(manifest.index_maps))
+    return sum(blob.size_bytes for n in layers if not _equal_layer(manifest, present, n) for blob in manifest.group_blobs(n))
+
+
+def _equal_layer(manifest: ModelManifest, present: ModelManifest, layer: int) -> bool:
+    if manifest.index_maps[layer] != present.index_maps[layer]:
+        return False
+    return [blob.digest for blob in manifest.group_blobs(layer)] == [blob.digest for blob in present.group_blobs(layer)]
+
+
+def held_bytes(models: Iterable[MoeModel]) -> int:
+    """Bytes of the weights of all models together, each storage once."""
+    storages: dict[int, int] = {}
+    for model in models:
+        for tensor in model.parameters().values():
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size())
+    return sum(storages.values())

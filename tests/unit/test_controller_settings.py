@@ -1,0 +1,39 @@
+"""Settings of the controller: a trigger gets the options it has, and a bad setting is one clear line."""
+
+import pytest
+
+from services.controller.settings import ControllerSettings
+from services.runtime.errors import SettingsError
+
+
+def test_options_that_the_trigger_has_reach_it_and_others_do_not():
+    jtom = ControllerSettings.load(merger_address="m:1", interval_s=7.0, threshold=0.3, mode="paper").merge_trigger()
+    assert (jtom.name, jtom.interval_s, jtom.raw_frequencies) == ("jtom", 7.0, True)
+    assert ControllerSettings.load(merger_address="m:1", trigger="never", threshold=0.3).merge_trigger().name == "never"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"trigger": "always"}, "no such trigger: 'always'; there are jtom, never, periodic"),
+        ({"threshold": 1.5}, "MOEDGE_CONTROLLER_THRESHOLD"),
+        ({"mode": "books"}, "MOEDGE_CONTROLLER_MODE"),
+    ],
+)
+def test_bad_settings_are_named(given, words):
+    with pytest.raises(SettingsError, match=words):
+        ControllerSettings.load(merger_address="m:1", **given)
+
+
+def test_the_merger_must_be_named():
+    with pytest.raises(SettingsError, match="MOEDGE_CONTROLLER_MERGER_ADDRESS"):
+        ControllerSettings.load()
+
+
+def test_the_environment_is_read_and_unknown_variables_are_refused(monkeypatch):
+    monkeypatch.setenv("MOEDGE_CONTROLLER_MERGER_ADDRESS", "m:2")
+    monkeypatch.setenv("MOEDGE_CONTROLLER_INTERVAL_S", "3")
+    assert ControllerSettings.load().interval_s == 3.0
+    monkeypatch.setenv("MOEDGE_CONTROLLER_TRESHOLD", "0.1")
+    with pytest.raises(SettingsError, match="did you mean MOEDGE_CONTROLLER_THRESHOLD"):
+        ControllerSettings.load()

@@ -1,0 +1,151 @@
+"""The batch loop around a real engine: failed steps, emulated speed, stalls, actions at step boundaries."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+import torch
+
+from services.model.families.switch import SwitchFamily
+from services.model.generation import BatchEngine, Finished, GenTask
+from services.model.recorder import CountingRecorder
+from services.model.threads import single_thread
+from services.runtime.clock import SystemClock
+from services.runtime.status import RpcFailure
+from services.worker.batch_loop import BatchLoop
+from tests.unit.pico import write_pico_checkpoint
+
+PROMPT = (5, 6, 7, 1)
+
+
+class Words:
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+    def delta(self, ids_so_far, new_id):
+        return f" {new_id}"
+
+
+class Faulty:
+    """A model whose steps can be made to fail or to wait."""
+
+    def __init__(self, model):
+        self._model = model
+        self.failures = 0
+        self.step_s = 0.0
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def step(self, cache, slots, recorder=None):
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("out of memory")
+        if self.step_s:
+            threading.Event().wait(self.step_s)
+        return self._model.step(cache, slots, recorder)
+
+
+@pytest.fixture(scope="module")
+def pico(tmp_path_factory):
+    return SwitchFamily().read(write_pico_checkpoint(tmp_path_factory.mktemp("pico")), torch.float32, torch.device("cpu"))
+
+
+@asynccontextmanager
+async def running(model, *, max_batch=2, max_queue=8, speed=1.0):
+    thread = single_thread("batch")
+    engine = BatchEngine(model, Words(), "v1", max_batch, CountingRecorder)
+    loop = BatchLoop(engine, SystemClock(), thread, max_batch=max_batch, max_queue=max_queue, speed=speed)
+    task = asyncio.create_task(loop.run())
+    try:
+        yield loop
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        thread.shutdown()
+
+
+async def ended(ticket):
+    while True:
+        event = await asyncio.wait_for(ticket.events.get(), 10)
+        if isinstance(event, Finished | RpcFailure):
+            return event
+
+
+def make_task(name, max_tokens=5):
+    return GenTask(name, PROMPT, max_tokens)
+
+
+async def test_a_failed_step_fails_its_batch_and_the_queue_goes_on(pico):
+    model = Faulty(pico)
+    model.failures = 1
+    async with running(model, max_batch=1) as loop:
+        first, second = loop.submit(make_task("a")), loop.submit(make_task("b"))
+        failed = await ended(first)
+        assert isinstance(failed, RpcFailure)
+        assert failed.code == grpc.StatusCode.INTERNAL
+        assert isinstance(await ended(second), Finished)
+        assert loop.task_ids == []
+
+
+async def test_half_the_speed_takes_twice_as_long_and_the_service_model_says_so(pico):
+    model = Faulty(pico)
+    model.step_s = 0.01
+    async with running(model, speed=0.5) as loop:
+        ticket = loop.submit(make_task("a", 20))
+        finished = await ended(ticket)
+        assert isinstance(finished, Finished)
+        assert ticket.inference_s > 0.019 * finished.output_tokens
+        base_s, row_s = loop.step_times.step.line()
+        assert base_s + row_s > 0.019
+
+
+async def test_an_action_runs_between_steps_and_its_error_is_its_callers(pico):
+    async with running(pico) as loop:
+        ticket = loop.submit(make_task("a", 30))
+        assert await loop.at_boundary(lambda engine: threading.current_thread().name) == "batch_0"
+        with pytest.raises(ZeroDivisionError):
+            await loop.at_boundary(lambda engine: 1 // 0)
+        assert isinstance(await ended(ticket), Finished)
+
+
+async def test_a_stall_is_the_time_that_waiting_tasks_saw_nothing_computed(pico):
+    async with running(pico) as loop:
+        ticket = loop.submit(make_task("a", 30))
+        with loop.watching() as watch:
+            await loop.at_boundary(lambda engine: threading.Event().wait(0.2))
+            await loop.next_turn()
+        assert 0.2 <= watch.longest_s < 0.6
+        await ended(ticket)
+
+
+async def test_the_age_of_a_step_tells_a_stuck_device_from_an_idle_one(pico):
+    model = Faulty(pico)
+    async with running(model) as loop:
+        assert loop.step_age_s == 0.0
+        model.step_s = 0.4
+        ticket = loop.submit(make_task("a", 1))
+        await SystemClock().sleep(0.2)
+        assert loop.step_age_s > 0.1
+        await ended(ticket)
+        await SystemClock().sleep(0.05)
+        assert loop.step_age_s == 0.0
+
+
+async def test_an_emptied_loop_keeps_its_queue_until_a_model_is_back(pico):
+    async with running(pico, max_batch=1) as loop:
+        first = loop.submit(make_task("a", 20))
+        await first.events.get()
+        waiting = loop.submit(make_task("b"))
+        await loop.empty()
+        assert isinstance(await ended(first), Finished)
+        assert loop.task_ids == ["b"]
+        await loop.at_boundary(lambda engine: engine.install(pico, "v2"))
+        await loop.at_boundary(BatchEngine.resume)
+        finished = await ended(waiting)
+        assert isinstance(finished, Finished)
+        assert finished.version == "v2"
