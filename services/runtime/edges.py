@@ -94,7 +94,7 @@ def default_edges(num_edges: int, sizes: ModelBytes) -> tuple[EdgeConfig, ...]:
     """Unlike edges: small, medium, large in turn, the small ones slow and few-slotted, each nearest to another region."""
     if num_edges < 1:
         raise EdgesFileError(f"edges: must be at least 1, not {num_edges}")
-    tiers = (("small", "25% experts", 0.5, 2), ("medium", "40% experts", 0.75, 4), ("large", "60% experts", 1.0, 4))
+    tiers = (("small", "22% experts", 0.5, 2), ("medium", "30% experts", 0.75, 4), ("large", "37% experts", 1.0, 4))
     edges = []
     for n in range(num_edges):
         tier, memory, speed, max_batch = tiers[n % len(tiers)]

@@ -95,7 +95,7 @@ def refuse(context, code, reason, message):
 def target():
     server = grpc.server(ThreadPoolExecutor(4))
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(FakeInference(), server)
-    broker_pb2_grpc.add_BrokerServiceServicer_to_server(FakeBroker(), server)
+    broker_pb2_grpc.add_BrokerServiceServicer_to_server(FakeBroker(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"

@@ -158,7 +158,7 @@ def test_up_announces_itself_and_ctrl_c_drains_within_five_seconds(pico):
     command += ["--model", str(pico / "model"), "--cache", str(pico / "cache")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         assert process.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not lines or lines[-1].rstrip() != "}":
             lines.append(process.stdout.readline())
             assert lines[-1], "it ended before it was ready"

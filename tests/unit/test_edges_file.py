@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,9 @@ def test_unmerged_edges_hold_the_full_model():
     assert {edge.memory_bytes for edge in read_edges(EXAMPLES / "unmerged.toml", SIZES)} == {SIZES.full}
 
 
-def test_default_edges_are_the_three_tiers_of_the_example():
-    assert default_edges(3, SIZES) == read_edges(EXAMPLES / "three-tiers.toml", SIZES)
+def test_default_edges_are_the_three_tiers_of_the_example_in_all_but_memory():
+    given, example = default_edges(3, SIZES), read_edges(EXAMPLES / "three-tiers.toml", SIZES)
+    assert [replace(edge, memory_bytes=1) for edge in given] == [replace(edge, memory_bytes=1) for edge in example]
 
 
 def test_more_default_edges_repeat_the_tiers_under_their_own_names():

@@ -101,7 +101,7 @@ def test_a_source_that_is_not_there_says_what_may_be_given(tmp_path, monkeypatch
 
 def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(SourceError, match="train, calibration, heldout, all"):
-        open_tasks("toy", "test")
+        open_tasks("toy", "test")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("row", "complaint"), [
