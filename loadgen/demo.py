@@ -16,7 +16,7 @@ from typing import Any
 
 from loadgen.activations import ActivationTotals, heat_maps
 from loadgen.child import ChildStack
-from loadgen.demo_plan import DemoLoad, demo_load, drifting_mix
+from loadgen.demo_plan import demo_load, regional_mix, regions_of
 from loadgen.options import ReplayOptions
 from loadgen.replay import replay
 from loadgen.report.values import HeatMap, ReportInput, UnmergedArm
@@ -26,7 +26,7 @@ from loadgen.stack_child import ACTIVATIONS, MERGE, PHASE, serve_stack
 from loadgen.unmerged import UnmergedRequest, unmerged_arms
 from loadgen.updates import UpdateFeed
 from loadgen.view import QuietView, ReplayView
-from moedge.v1 import broker_pb2, broker_pb2_grpc, events_pb2, merger_pb2, merger_pb2_grpc
+from moedge.v1 import events_pb2, merger_pb2, merger_pb2_grpc
 from services.core.merging.values import Frequencies
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.codec import rows_to_frequencies
@@ -38,11 +38,11 @@ RUNS = (("jtom", "jtom"), ("static", "never"))  # name in the report, trigger
 LIST_DEADLINE_S = 10.0
 # Checks every few seconds instead of every twenty: the load lasts little more than a minute.
 CONTROLLER: Mapping[str, Any] = {
-    "interval_s": 4.0,
+    "interval_s": 3.0,
     "adjustment_s": 1.0,
-    "cap_s": 6.0,
+    "cap_s": 5.0,
     "confirm_s": 2.5,
-    "recent_tasks": 60,
+    "recent_tasks": 40,
     "min_tokens": 250,
 }
 WORKER: Mapping[str, Any] = {"report_interval_s": 1.0}
@@ -57,13 +57,13 @@ class DemoOptions:
     cache_dir: Path
     tasks: str = "toy"
     edges: Any = 3
-    num_tasks: int = 720
+    num_tasks: int = 1000
     duration_s: float = 78.0
-    num_users: int = 10
+    num_users: int = 12  # as many in each of three regions
     quality_scale: float = 1.0
     deadline_s: float = 60.0
     seed: int = 0
-    dtype: str = "float32"
+    dtype: str = "bfloat16"
     device: str = "cpu"
     torch_threads: int = 1
     unmerged_items_per_type: int = 80
@@ -115,7 +115,14 @@ async def _run(name: str, trigger: str, options: DemoOptions, items: TaskSet, vi
     feed, totals = UpdateFeed(), ActivationTotals()
     hear = _hear(feed, totals, view, clock)
     async with ChildStack(partial(serve_stack, _stack_settings(options, items, trigger)), hear) as addresses:
-        load = await _load(addresses["broker"], options, items)
+        load = demo_load(
+            items,
+            regions_of(options.edges),
+            num_tasks=options.num_tasks,
+            duration_s=options.duration_s,
+            num_users=options.num_users,
+            seed=options.seed,
+        )
         replay_options = ReplayOptions(
             name=name, deadline_s=options.deadline_s, mix=load.mix, records_path=options.out_dir / f"records-{name}.jsonl"
         )
@@ -126,7 +133,8 @@ async def _run(name: str, trigger: str, options: DemoOptions, items: TaskSet, vi
 
 
 def _stack_settings(options: DemoOptions, items: TaskSet, trigger: str) -> dict[str, Any]:
-    """Both runs start from merges for the mix of the first phase."""
+    """Both runs start from merges for the mix of the first phase, each edge for that of the region nearest to it."""
+    mix = regional_mix(items.task_types, regions_of(options.edges), options.duration_s)
     return {
         "model": options.model,
         "tasks": options.tasks,
@@ -137,7 +145,8 @@ def _stack_settings(options: DemoOptions, items: TaskSet, trigger: str) -> dict[
         "device": options.device,
         "torch_threads": options.torch_threads,
         "cache_dir": options.cache_dir,
-        "initial_mix": drifting_mix(items.task_types, options.duration_s).at(0.0),
+        "initial_mix": mix.at(0.0),
+        "regional_mixes": {region: of.at(0.0) for region, of in mix.by_region.items()},
         "controller": dict(options.controller),
         "worker": dict(options.worker),
     }
@@ -155,17 +164,6 @@ def _hear(feed: UpdateFeed, totals: ActivationTotals, view: ReplayView, clock: C
             view.say(f"  {body.decode()}")
 
     return hear
-
-
-async def _load(broker_address: str, options: DemoOptions, items: TaskSet) -> DemoLoad:
-    """Users live in the regions that the edges have links from; the same edges give the same load."""
-    async with channel(broker_address) as connection:
-        stub = broker_pb2_grpc.BrokerServiceStub(connection)
-        listing = await stub.ListEdges(broker_pb2.ListEdgesRequest(), timeout=LIST_DEADLINE_S)
-    regions = sorted({region for edge in listing.edges for region in edge.links}) or [""]
-    return demo_load(
-        items, regions, num_tasks=options.num_tasks, duration_s=options.duration_s, num_users=options.num_users, seed=options.seed
-    )
 
 
 async def _profiles(merger_address: str) -> dict[str, Frequencies]:

@@ -1,36 +1,50 @@
-"""What the demonstration sends: a mix of task types that changes twice, and a Poisson load of users in regions. Sends nothing."""
+"""What the demonstration sends: each region asks mostly for one task type, and which one changes twice. Sends nothing."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from services.core.workload.arrivals import poisson
 from services.core.workload.load import PlannedTask, User, plan_load
-from services.core.workload.mixes import DriftingMix, MixPhase
+from services.core.workload.mixes import DriftingMix, MixPhase, RegionalMix
+from services.runtime.edges import REGIONS
 from services.tasks.values import TaskSet
 
-PHASE_STARTS = (0.0, 0.2, 0.6)  # shares of the duration: the first phase needs only to show where both runs begin
+FIRST_DRIFT, SECOND_DRIFT = 0.2, 0.6  # shares of the duration: the first phase needs only to show where both runs begin
 LEADING_SHARE = 0.8
 SHARE_STEPS = 20  # shares are multiples of 1/20, as merge requests are
 
 
 @dataclass(frozen=True, slots=True)
 class DemoLoad:
-    mix: DriftingMix
+    mix: RegionalMix
     plan: tuple[PlannedTask, ...]
 
 
-def drifting_mix(task_types: Sequence[str], duration_s: float) -> DriftingMix:
-    """Three phases, each led by two task types, all types always present; the last phase is led by neither leader of the first."""
+def regional_mix(task_types: Sequence[str], regions: Sequence[str], duration_s: float) -> RegionalMix:
+    """Every region is led by a task type of its own, all types always present.
+
+    At the first drift all regions but the first turn to types that led nowhere before; at the second the first region turns to what
+    led the second at the start.
+    """
     num = len(task_types)
     if num < 3:
         raise ValueError(f"task types are {', '.join(task_types)}: a mix that drifts needs at least 3")
-    leaders = ((0, 1), (2 % num, 3 % num), (4 % num, 2 % num))
-    shares = [led_by([task_types[n] for n in pair], task_types) for pair in leaders]
-    return DriftingMix(tuple(MixPhase(start * duration_s, share) for start, share in zip(PHASE_STARTS, shares, strict=True)))
+    mixes = {}
+    for n, region in enumerate(regions):
+        leaders = [(0.0, n)]
+        leaders.append((SECOND_DRIFT, n + 1) if n == 0 else (FIRST_DRIFT, n + len(regions) - 1))
+        if len(regions) == 1:
+            leaders = [(0.0, 0), (FIRST_DRIFT, 1), (SECOND_DRIFT, 2)]
+        phases = [MixPhase(start * duration_s, led_by([task_types[leader % num]], task_types)) for start, leader in leaders]
+        mixes[region] = DriftingMix(tuple(phases))
+    return RegionalMix(mixes)
 
 
 def led_by(leaders: Sequence[str], task_types: Sequence[str]) -> dict[str, float]:
@@ -43,9 +57,22 @@ def led_by(leaders: Sequence[str], task_types: Sequence[str]) -> dict[str, float
     return {task_type: steps[task_type] / SHARE_STEPS for task_type in sorted(steps)}
 
 
+def regions_of(edges: Any) -> tuple[str, ...]:
+    """Regions that the edges have links from, those of the default edges in their order. `edges` as in `StackSettings.edges`."""
+    match edges:
+        case int():
+            return REGIONS
+        case tuple():
+            names = {region for edge in edges for region in edge.regions}
+        case _:
+            tables = tomllib.loads(Path(edges).read_text(encoding="utf-8")).get("edges", [])
+            names = {region for table in tables for region in table.get("regions", {})}
+    return tuple(region for region in REGIONS if region in names) + tuple(sorted(names - set(REGIONS)))
+
+
 def demo_load(items: TaskSet, regions: Sequence[str], *, num_tasks: int, duration_s: float, num_users: int, seed: int) -> DemoLoad:
     """The same for every run of a seed."""
-    mix = drifting_mix(items.task_types, duration_s)
+    mix = regional_mix(items.task_types, regions, duration_s)
     users = [User(f"user-{n}", regions[n % len(regions)]) for n in range(num_users)]
     arrivals = poisson(num_tasks / duration_s, duration_s, np.random.default_rng([seed, 0]))
     ids = {task_type: [item.item_id for item in items.of_type(task_type)] for task_type in items.task_types}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core.workload.mixes import DriftingMix
+from services.core.workload.mixes import DriftingMix, RegionalMix
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ReplayOptions:
     ready_within_s: float = 60.0
     lead_s: float = 0.25  # from the last preparation to the start of the plan
     records_path: Path | None = None  # JSON lines, one a task
-    mix: DriftingMix | None = None  # what the plan was drawn from: shown live, and the drifts of the report
+    mix: DriftingMix | RegionalMix | None = None  # what the plan was drawn from: shown live, and the drifts of the report
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "sample_every_s", "ready_within_s"):

@@ -26,7 +26,7 @@ from services.merger.service import Merger
 from services.merger.settings import MergerSettings
 from services.model.memory import budget_for
 from services.runtime.clock import Clock, SystemClock
-from services.runtime.edges import EdgeConfig, ModelBytes, default_edges, read_edges
+from services.runtime.edges import EdgeConfig, ModelBytes, default_edges, home_region, read_edges
 from services.runtime.eventlog import EventLog
 from services.runtime.eventlog_memory import MemoryBroker, MemoryEventLog
 from services.runtime.net import channel
@@ -64,6 +64,7 @@ class StackSettings:
     cache_dir: Path = Path("~/.cache/moedge")
     drain_s: float = 3.0
     initial_mix: TaskMix = field(default_factory=dict)  # empty: uniform
+    regional_mixes: Mapping[str, TaskMix] = field(default_factory=dict)  # what an edge near that region starts from; wins over initial_mix
     broker: Mapping[str, Any] = field(default_factory=dict)
     worker: Mapping[str, Any] = field(default_factory=dict)
     controller: Mapping[str, Any] = field(default_factory=dict)
@@ -191,7 +192,11 @@ class Stack:
                 edges = read_edges(path, sizes)
         task_types = merger.builder.calibration.profiles.task_types
         mix = self.settings.initial_mix or dict.fromkeys(task_types, 1 / len(task_types))
-        return tuple(edge if edge.initial_mix else replace(edge, initial_mix=mix) for edge in edges)
+        regional = self.settings.regional_mixes
+        return tuple(
+            edge if edge.initial_mix else replace(edge, initial_mix=regional.get(home_region(edge), mix) if edge.regions else mix)
+            for edge in edges
+        )
 
     def _worker_settings(self, merger_address: str) -> WorkerSettings:
         directory = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="moedge-worker-", ignore_cleanup_errors=True))

@@ -14,6 +14,7 @@ from loadgen.cli.builders import open_builder
 from loadgen.cli.console import CommandError, command, in_bytes, in_scores, in_seconds, in_shares, print_json, stdout
 from loadgen.cli.mixes import shares_of
 from loadgen.cli.places import model_or_demo, tasks_or_toy
+from services.core.merging.recipes import PRODUCT
 
 if TYPE_CHECKING:
     from services.model.blob_store import BlobStore
@@ -29,8 +30,8 @@ def merge(
     tasks: options.Tasks = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
-    method: Annotated[str, typer.Option(help="Merge method.")] = "m-smoe",
-    allocation: Annotated[str, typer.Option(help="How layers share the experts kept: mc-smoe or uniform.")] = "mc-smoe",
+    method: options.Method = PRODUCT.method,
+    allocation: options.Allocation = PRODUCT.allocation,
     recovery_steps: options.RecoverySteps = options.DEFAULT_RECOVERY_STEPS,
     threads: options.Threads = 2,
     cache: options.Cache = None,

@@ -14,6 +14,7 @@ from loadgen.cli import options
 from loadgen.cli.builders import open_builder
 from loadgen.cli.console import command, in_bytes, in_seconds, print_json, stderr, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
+from services.core.merging.recipes import PAPER
 
 if TYPE_CHECKING:
     from services.model.profile import MergedRow, ProfileReport
@@ -26,6 +27,8 @@ def profile(
     tasks: options.Tasks = None,
     share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of all experts that the merged models keep.")] = 0.25,
     items: Annotated[int, typer.Option(min=1, help="Scored items of each task type at most.")] = 300,
+    method: options.Method = PAPER.method,
+    allocation: options.Allocation = PAPER.allocation,
     recovery_steps: options.RecoverySteps = options.DEFAULT_RECOVERY_STEPS,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
@@ -56,7 +59,7 @@ def profile(
             console.print(f"[dim]{fraction:4.0%}  {row}[/dim]")
 
     out.mkdir(parents=True, exist_ok=True)
-    report = profiled(builder, scored, share, BuildOptions(recovery_steps=recovery_steps), tell=tell)
+    report = profiled(builder, scored, share, BuildOptions(method, allocation, recovery_steps=recovery_steps), tell=tell)
     data = as_json(report, scored.name, calibration.name)
     files = _write(report, data, out)
     if json:

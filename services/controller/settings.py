@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.core.merging.recipes import PAPER, PRODUCT, Recipe
 from services.core.merging.triggers import MergeTrigger, names, options, trigger
 from services.runtime.settings import ServiceSettings
 
@@ -33,9 +34,12 @@ class ControllerSettings(ServiceSettings):
     )
     cap_s: float | None = Field(None, gt=0, description="jtom, product: longest time between two checks; unset: ten times interval_s")
 
-    method: str = Field("m-smoe", description="merge method")
-    allocation: str = Field("mc-smoe", description="how experts are shared out over layers: mc-smoe or uniform")
-    grouping: str = Field("router-logits", description="which experts become one")
+    method: str = Field("", description="merge method; unset: best, in paper mode m-smoe")
+    allocation: str = Field("", description="how experts are shared out; unset: whole-tasks, in paper mode mc-smoe")
+    grouping: str = Field("", description="which experts become one; unset: router-logits")
+    min_gain: float = Field(
+        0.03, ge=0, le=1, description="product: a built version that promises less more quality than the present one is not rolled out"
+    )
     recovery_steps: int = Field(0, ge=0, description="optimiser steps of recovery after averaging")
     keep_present: bool = Field(
         False, description="plan against the version an edge holds: fewer bytes to ship, fewer builds shared by edges"
@@ -58,6 +62,12 @@ class ControllerSettings(ServiceSettings):
         if value not in names():
             raise ValueError(f"no such trigger: {value!r}; there are {', '.join(names())}")
         return value
+
+    @property
+    def recipe(self) -> Recipe:
+        """How builds are planned: what is set, else the product's recipe, or the paper's in paper mode."""
+        usual = PAPER if self.mode == "paper" else PRODUCT
+        return Recipe(self.method or usual.method, self.allocation or usual.allocation, self.grouping or usual.grouping)
 
     def merge_trigger(self) -> MergeTrigger:
         return trigger(self.trigger, **{name: value for name in options(self.trigger) if (value := getattr(self, name, None)) is not None})

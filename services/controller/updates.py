@@ -74,9 +74,9 @@ class Updates:
         await self._states.save(edge_id)
         started_at_s = self._clock.now_s()
         manifest = await self._merger.build(self._build_request(request, entry), self._settings.build_timeout_s)
-        if manifest.version == request.present_version:
+        if reason := self._not_worth_it(request, entry, manifest):
             engine.satisfied(edge_id, self._clock.now_s())
-            self._publish("kept", request, version=manifest.version, reason="same version", **about)
+            self._publish("kept", request, version=request.present_version, reason=reason, **about)
             await self._states.save(edge_id)
             return
         build_s = self._clock.now_s() - started_at_s
@@ -88,6 +88,15 @@ class Updates:
         self.num_done[edge_id] = self.num_done.get(edge_id, 0) + 1
         self._publish("swapped", request, version=manifest.version, reason=request.reason, swap=report, build=build_s, **about)
         logger.info("%s serves %s instead of %s: %s", edge_id, manifest.version, request.present_version, request.reason)
+
+    def _not_worth_it(self, request: MergeRequest, entry: worker_pb2.EdgeEntry, manifest: merger_pb2.Manifest) -> str:
+        """Why the built version is not rolled out; empty when it is. The paper's rule rolls out whatever it asked for."""
+        if manifest.version == request.present_version:
+            return "same version"
+        if request.raw or self._settings.mode == "paper" or not request.mix:
+            return ""
+        gain = sum(share * (manifest.quality[t] - entry.quality[t]) for t, share in request.mix.items() if t in entry.quality)
+        return f"gains {gain:.3f} in quality, min_gain is {self._settings.min_gain:g}" if gain < self._settings.min_gain else ""
 
     async def _failed(self, request: MergeRequest, reason: str) -> None:
         self.last_error[request.edge_id] = reason
@@ -104,9 +113,9 @@ class Updates:
     def _build_request(self, request: MergeRequest, entry: worker_pb2.EdgeEntry) -> merger_pb2.BuildModelRequest:
         settings = self._settings
         plan_options = merger_pb2.PlanOptions(
-            method=settings.method,
-            allocation=settings.allocation,
-            grouping=settings.grouping,
+            method=settings.recipe.method,
+            allocation=settings.recipe.allocation,
+            grouping=settings.recipe.grouping,
             recovery_steps=settings.recovery_steps,
             present_version=request.present_version if settings.keep_present else "",
         )

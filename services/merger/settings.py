@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.core.merging.recipes import PRODUCT
 from services.runtime.settings import ServiceSettings
 
 
@@ -20,9 +21,9 @@ class MergerSettings(ServiceSettings):
     dtype: str = Field("float32", description="float32, bfloat16 or float16: what every weight is held and shipped in")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     max_prompt_tokens: int | None = Field(None, gt=0, description="unset: what the checkpoint's tokenizer says")
-    method: str = Field("m-smoe", description="merge method of requests that do not say")
-    allocation: str = Field("mc-smoe", description="how experts are shared out over layers, for requests that do not say")
-    grouping: str = Field("router-logits", description="which experts become one, for requests that do not say")
+    method: str = Field(PRODUCT.method, description="merge method of requests that do not say")
+    allocation: str = Field(PRODUCT.allocation, description="how experts are shared out over layers, for requests that do not say")
+    grouping: str = Field(PRODUCT.grouping, description="which experts become one, for requests that do not say")
     recovery_steps: int = Field(0, ge=0, description="optimiser steps of recovery after averaging, for requests that do not say")
     reserve_bytes: int = Field(0, ge=0, description="memory of every edge that no model may take")
     profiled_items: int = Field(512, gt=0, description="calibration items of each task type that profile the base model, once")

@@ -20,6 +20,7 @@ import numpy as np
 from moedge.v1 import merger_pb2
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
+from services.core.merging.recipes import BEST, CANDIDATES, PRODUCT
 from services.core.merging.values import Frequencies, LayerPlan, MergePlan
 from services.model.alignment import Aligned, align
 from services.model.blob_store import BlobStore
@@ -47,9 +48,9 @@ _RECIPE = "1"  # raise it when the same plan would give another model
 class BuildOptions:
     """How to plan. `raw_frequencies` (paper mode) stand in for those of the mix."""
 
-    method: str = "m-smoe"
-    allocation: str = "mc-smoe"
-    grouping: str = "router-logits"
+    method: str = PRODUCT.method
+    allocation: str = PRODUCT.allocation
+    grouping: str = PRODUCT.grouping
     recovery_steps: int = 0
     present_version: str = ""
     raw_frequencies: Frequencies | None = None
@@ -117,6 +118,8 @@ class Builder:
     ) -> ModelManifest:
         """The version for this traffic in this memory. Raises the core's BudgetError, MixError or OptionError on a bad request."""
         options = options or BuildOptions()
+        if options.method == BEST:
+            return self._best(mix, budget_bytes, options, progress)
         clock = _Phases(progress)
         with clock.phase("prepare", 0.0):
             self.prepare()
@@ -160,6 +163,13 @@ class Builder:
         assert manifest.model_bytes <= budget_bytes
         self._keep(manifest, plan)
         return manifest
+
+    def _best(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions, progress: Progress | None) -> ModelManifest:
+        """Every candidate method built, and of these the one that answers the mix best; a tie goes to the first."""
+        built = [self.build(mix, budget_bytes, replace(options, method=method), progress) for method in CANDIDATES]
+        best = max(built, key=lambda manifest: sum(share * manifest.quality.get(t, 0.0) for t, share in manifest.mix.items()))
+        self.store.pin("latest", best.digests)
+        return best
 
     def plan(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions) -> MergePlan:
         """The plan alone; touches no weights."""

@@ -49,6 +49,11 @@ class EdgeConfig:
     initial_mix: Mapping[str, float] = field(default_factory=dict)  # shares by task type; empty: uniform
 
 
+def home_region(edge: EdgeConfig) -> str:
+    """The region whose users are nearest to this edge."""
+    return min(sorted(edge.regions), key=lambda region: edge.regions[region].latency_s)
+
+
 def resolve_memory(text: int | str, sizes: ModelBytes | None) -> int:
     """Bytes from a number, "40%" of the full model's bytes, or "40% experts": all that is no expert, and that share of the experts."""
     if isinstance(text, int) and not isinstance(text, bool):
@@ -106,7 +111,7 @@ def default_edges(num_edges: int, sizes: ModelBytes) -> tuple[EdgeConfig, ...]:
 
 def _link_over(distance: int) -> Link:
     """A link to an edge in the same region, the next or the one after."""
-    latency_s, rate = ((0.005, 2.5e6), (0.02, 1.25e6), (0.05, 0.6e6))[distance]
+    latency_s, rate = ((0.005, 2.5e6), (0.04, 1.25e6), (0.08, 0.6e6))[distance]
     return Link(latency_s, rate, 2 * rate)
 
 

@@ -93,16 +93,16 @@ def gaps(events: Iterable[events_pb2.TaskEvent], producers: Collection[str]) -> 
     return [f"{producer}: events {sorted(numbers)} are missing" for producer, numbers in sorted(missing.items()) if numbers]
 
 
+def terminal(events: Iterable[events_pb2.TaskEvent]) -> list[events_pb2.TaskEvent]:
+    return [event for event in events if _WORDS.get(event.kind) in _TERMINAL]
+
+
 def unfinished(calls: Iterable[Call], events: Iterable[events_pb2.TaskEvent]) -> set[str]:
     """Tasks of these calls without a terminal event: the ones to wait for."""
-    of_calls, ended = {call.call_id for call in calls}, set()
-    begun = {call.task_id for call in calls if call.status == OK}
-    for event in events:
-        if event.user_id in of_calls:
-            begun.add(event.task_id)
-            if _WORDS.get(event.kind) in _TERMINAL:
-                ended.add(event.task_id)
-    return begun - ended
+    events, calls = list(events), list(calls)
+    users = {call.call_id for call in calls}
+    begun = {event.task_id for event in events if event.user_id in users} | {call.task_id for call in calls if call.status == OK}
+    return begun - {event.task_id for event in terminal(events)}
 
 
 def _wrong_id(event: events_pb2.TaskEvent) -> list[str]:
@@ -133,14 +133,14 @@ def _of_tasks(call: Call, tasks: Mapping[str, Sequence[events_pb2.TaskEvent]], *
     if call.task_id and call.task_id not in tasks:
         return [*violations, f"{name}: task {call.task_id} is not in the ledger"]
     for task_id, events in sorted(tasks.items()):
-        terminal = [event for event in events if _WORDS.get(event.kind) in _TERMINAL]
-        if len(terminal) != 1:
-            kinds = sorted(_WORDS[event.kind] for event in terminal)
-            violations.append(f"{name}: task {task_id} has {len(terminal)} terminal events {kinds}")
+        ends = terminal(events)
+        if len(ends) != 1:
+            kinds = sorted(_WORDS[event.kind] for event in ends)
+            violations.append(f"{name}: task {task_id} has {len(ends)} terminal events {kinds}")
             continue
-        violations += _of_end(call, terminal[0], is_orphan=is_orphan)
+        violations += _of_end(call, ends[0], is_orphan=is_orphan)
         if not is_orphan:
-            violations += _of_attempts(name, events, terminal[0])
+            violations += _of_attempts(name, events, ends[0])
     return violations
 
 

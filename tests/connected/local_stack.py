@@ -145,7 +145,8 @@ class LocalStack:
                     return versions
                 dead = [name for name in (*edges, "broker") if not self.services[name].is_running]
                 if dead or clock.now_s() > give_up_at_s:
-                    raise AssertionError(f"of {edges}, {sorted(versions)} are ready; ended: {dead}\n{self.tails()}")
+                    why = "\n".join(self.services[name].tail(3) for name in dead)
+                    raise AssertionError(f"of {edges}, {sorted(versions)} are ready; ended: {dead}\n{why}")
                 await clock.sleep(0.1)
 
     @asynccontextmanager
@@ -166,7 +167,7 @@ class LocalStack:
             events = []
             while [partition for partition, end in ends.items() if await consumer.position(partition) < end]:
                 for records in (await consumer.getmany(timeout_ms=500)).values():
-                    events += [events_pb2.TaskEvent.FromString(record.value) for record in records]
+                    events += [events_pb2.TaskEvent.FromString(record.value or b"") for record in records]
             return events
         finally:
             await consumer.stop()

@@ -14,7 +14,7 @@ from services.runtime.clock import SystemClock
 from services.runtime.net import channel
 from services.tasks.sources import open_tasks
 from tests.connected.calls import Calls
-from tests.connected.ledger import OK, Fault, check, gaps, unfinished
+from tests.connected.ledger import OK, Fault, check, gaps, terminal, unfinished
 from tests.connected.local_stack import EDGES, started_stack
 from tests.fakes.processes import started_redis
 
@@ -51,14 +51,14 @@ def make_load(duration_s, burst_at_s, seed=0):
 
 
 async def busy(stack, edge, calls):
-    """Until the edge has a task that streams, and one that waits."""
+    """Until the edge has a task that streams, and one that waits; the calls that stream."""
     clock = SystemClock()
     async with asyncio.timeout(30.0), stack.worker(edge) as worker:
         while True:
             status = await worker.GetStatus(worker_pb2.GetStatusRequest(), timeout=2.0)
-            streaming = [told for told in calls.in_flight.values() if told.edge_id == edge and told.num_tokens]
+            streaming = {call_id for call_id, told in calls.in_flight.items() if told.edge_id == edge and told.num_tokens}
             if status.queued_tasks and streaming:
-                return
+                return streaming
             await clock.sleep(0.01)
 
 
@@ -81,6 +81,15 @@ async def retried(stack, calls, items_by_id):
     assert not again.failed
 
 
+def print_figures(calls, fault, streaming):
+    """For `pytest -rP`: what the fault came to."""
+    moved = [call for call in calls.ended if call.status == OK and call.attempts > 1]
+    longest_s = max((call.end_at_s - fault.began_at_s for call in moved), default=0.0)
+    failed = sorted((call.status, round(call.end_at_s - fault.began_at_s, 2)) for call in calls.failed)
+    midway = len({call.call_id for call in moved} & streaming)
+    print(f"{len(calls.sent)} calls, {len(moved)} moved ({midway} midway), the last done after {longest_s:.2f} s; failed: {failed}")
+
+
 def producers(events, calls):
     """Who wrote the beginnings of these calls' tasks: their broker."""
     mine = set(calls.sent)
@@ -96,7 +105,7 @@ async def test_a_killed_worker_loses_no_task_and_serves_again(stack, calls, vict
     items, at_s = make_load(duration_s=14.0, burst_at_s=3.0)
     async with asyncio.TaskGroup() as group:
         load = group.create_task(calls.send(items, at_s))
-        await busy(stack, victim, calls)
+        streaming = await busy(stack, victim, calls)
         stack.kill(victim)
         fault = Fault(calls.clock.now_s(), calls.clock.now_s() + WORKER_FAULT_S)
         if not merger_lives:
@@ -106,6 +115,7 @@ async def test_a_killed_worker_loses_no_task_and_serves_again(stack, calls, vict
         back_at_s = calls.clock.now_s()
         await load
     events = await settled_ledger(stack, calls)
+    print_figures(calls, fault, streaming)
     assert check(calls.sent, calls.ended, events, [fault]) == []
     assert gaps(events, producers(events, calls)) == []
     assert len(calls.sent) == len(items)
@@ -121,16 +131,15 @@ async def test_the_tasks_of_a_killed_broker_are_closed_by_the_workers_that_had_t
     items, at_s = make_load(duration_s=6.0, burst_at_s=2.0, seed=1)
     async with asyncio.TaskGroup() as group:
         load = group.create_task(calls.send(items, at_s))
-        await busy(stack, "centre", calls)
+        streaming = await busy(stack, "centre", calls)
         stack.kill("broker")
         fault = Fault(calls.clock.now_s(), calls.clock.now_s() + BROKER_FAULT_S, kills_broker=True)
         stack.start("broker")
         await stack.ready(EDGES)
         await load
     events = await settled_ledger(stack, calls)
+    print_figures(calls, fault, streaming)
     assert check(calls.sent, calls.ended, events, [fault]) == []
     orphans = {call.call_id for call in calls.failed if fault.orphans(call)}
-    closed_by_worker = {event.user_id for event in events if event.user_id in orphans and event.producer_id.startswith("worker:")}
-    assert orphans
-    assert orphans & closed_by_worker
+    assert orphans & {event.user_id for event in terminal(events) if event.producer_id.startswith("worker:")}
     await retried(stack, calls, {item.item_id: item for item in items})

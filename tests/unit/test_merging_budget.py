@@ -28,7 +28,7 @@ def test_a_filled_budget_is_never_exceeded_and_lacks_less_than_any_missing_exper
     room = data.draw(st.integers(0, num_experts * sum(each) + 60))
     budget = Budget(rest + reserve + floor * sum(each) + room, rest, each, reserve)
     frequencies = dirichlet(data.draw(st.integers(0, 9999)), num_layers, num_experts)
-    kept = filled(budget, allocation(name)(frequencies, floor), floor, num_experts)
+    kept = filled(budget, allocation(name).slot_order(frequencies, floor), floor, num_experts)
     used = rest + reserve + sum(k * e for k, e in zip(kept, each, strict=True))
     assert used <= budget.bytes
     assert all(floor <= k <= num_experts for k in kept)
@@ -49,30 +49,30 @@ def test_with_equal_experts_the_number_kept_is_exactly_what_the_bytes_hold(name,
 
 @pytest.mark.parametrize("name", names())
 def test_an_allocation_names_every_layer_as_often_as_it_has_experts_to_give(name):
-    order = allocation(name)(dirichlet(1, 3, 7), 2)
+    order = allocation(name).slot_order(dirichlet(1, 3, 7), 2)
     assert sorted(order) == sorted([0, 1, 2] * 5)
 
 
 def test_mc_smoe_gives_seats_to_the_globally_most_used_experts():
     frequencies = np.array([[0.9, 0.1, 0.0, 0.0], [0.3, 0.3, 0.2, 0.2]])
     budget = Budget(4, 0, (1, 1))
-    assert filled(budget, allocation("mc-smoe")(frequencies, 1), 1, 4) == (1, 3)
+    assert filled(budget, allocation("mc-smoe").slot_order(frequencies, 1), 1, 4) == (1, 3)
 
 
 def test_mc_smoe_spreads_seats_that_nobody_needs_over_the_layers():
     frequencies = normalised(np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]))
-    assert filled(Budget(6, 0, (1, 1, 1)), allocation("mc-smoe")(frequencies, 1), 1, 4) == (2, 2, 2)
+    assert filled(Budget(6, 0, (1, 1, 1)), allocation("mc-smoe").slot_order(frequencies, 1), 1, 4) == (2, 2, 2)
 
 
 def test_ties_do_not_shrink_the_model_below_its_target():
     uniform = np.full((3, 8), 1 / 8)
     for kept in range(3, 25):
-        assert sum(filled(Budget(kept, 0, (1, 1, 1)), allocation("mc-smoe")(uniform, 1), 1, 8)) == kept
+        assert sum(filled(Budget(kept, 0, (1, 1, 1)), allocation("mc-smoe").slot_order(uniform, 1), 1, 8)) == kept
 
 
 def test_uniform_gives_the_remainder_to_the_layers_of_highest_entropy():
     frequencies = np.array([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.7, 0.3, 0, 0]])
-    assert filled(Budget(8, 0, (1, 1, 1)), allocation("uniform")(frequencies, 1), 1, 4) == (2, 3, 3)
+    assert filled(Budget(8, 0, (1, 1, 1)), allocation("uniform").slot_order(frequencies, 1), 1, 4) == (2, 3, 3)
 
 
 def test_a_budget_too_small_names_the_smallest_that_works():
@@ -97,7 +97,7 @@ def test_switch_base_32_keeps_what_its_published_sizes_say():
     frequencies = dirichlet(0, 12, 32)
     for gigabytes, experts in ((1.5, 44), (2, 70), (3, 123), (4, 176), (6, 282)):
         budget = Budget(int(gigabytes * 1e9), 4 * 166_500_000, (4 * 4_718_592,) * 12)
-        assert sum(filled(budget, allocation("mc-smoe")(frequencies, 1), 1, 32)) == experts
+        assert sum(filled(budget, allocation("mc-smoe").slot_order(frequencies, 1), 1, 32)) == experts
 
 
 def test_an_unknown_allocation_says_which_there_are():

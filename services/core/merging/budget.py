@@ -16,6 +16,11 @@ def expert_room_bytes(budget: Budget) -> int:
     return budget.bytes - budget.reserve_bytes - budget.non_expert_bytes
 
 
+def num_slots(budget: Budget) -> int:
+    """Experts that fit over all layers; where layers differ, counted in their largest expert."""
+    return max(0, expert_room_bytes(budget)) // max(budget.expert_bytes)
+
+
 def smallest_bytes(budget: Budget, floor: int = 1) -> int:
     """The least `Budget.bytes` that holds `floor` experts in every layer."""
     return budget.reserve_bytes + budget.non_expert_bytes + floor * sum(budget.expert_bytes)

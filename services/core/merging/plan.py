@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from services.core.merging.allocations import TaskUse
 from services.core.merging.allocations import allocation as allocation_named
-from services.core.merging.budget import filled, plan_bytes
+from services.core.merging.budget import filled, num_slots, plan_bytes
 from services.core.merging.errors import BudgetError, CountsError, MixError
 from services.core.merging.groupings import Groups
 from services.core.merging.groupings import grouping as grouping_named
@@ -47,15 +48,16 @@ def make_plan(
     every layer keeps. `present`: the plan an edge holds; a change of a group must then gain more than `keep_gain` (see `present.py`).
     Raises BudgetError with the smallest budget that works, MixError, and OptionError for unknown names.
     """
-    order_slots, group = allocation_named(allocation), grouping_named(grouping)
+    allocate, group = allocation_named(allocation), grouping_named(grouping)
     statistics = mixed_statistics(profiles, mix, uniform_when_empty=frequencies is not None)
     use = _usage(statistics, frequencies)
     num_layers, num_experts = use.shape
     if len(budget.expert_bytes) != num_layers:
         raise CountsError(f"budget has {len(budget.expert_bytes)} layers of experts, the profiles of {profiles.base} have {num_layers}")
     held = present_layers(present, profiles.base, num_layers, num_experts, keep_gain)
-    ranking = np.stack([layer.favoured(row) for layer, row in zip(held, use, strict=True)])
-    kept = filled(budget, order_slots(ranking, floor), floor, num_experts)
+    favoured = np.stack([layer.favoured(row) for layer, row in zip(held, use, strict=True)])
+    ranking = allocate.ranking(favoured, [] if frequencies is not None else _task_uses(profiles, mix), num_slots(budget))
+    kept = filled(budget, allocate.slot_order(ranking, floor), floor, num_experts)
     layers = tuple(_layer_plan(group(ranking[i], statistics[i], kept[i], held[i].bonus), use[i], held[i], bits) for i in range(num_layers))
     unmerged = sum(kept) == num_layers * num_experts
     return MergePlan(profiles.base, method, layers, 0 if unmerged else recovery_steps)
@@ -88,6 +90,10 @@ def coefficients(weights: NDArray[np.float64]) -> tuple[float, ...]:
     if weights.sum() <= 0:
         return tuple([1 / len(weights)] * len(weights))
     return tuple(float(s) / COEFFICIENT_STEPS for s in largest_remainder(weights, COEFFICIENT_STEPS))
+
+
+def _task_uses(profiles: BaseProfiles, mix: Mapping[str, float]) -> list[TaskUse]:
+    return [TaskUse(task_type, share, profiles.frequencies(task_type)) for task_type, share in sorted(mix.items())]
 
 
 def _usage(statistics: tuple[LayerStatistics, ...], frequencies: Frequencies | None) -> Frequencies:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 from services.core.merging.errors import OptionError
@@ -19,12 +20,21 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(path) if not m.name.startswith("_")))
 
 
+def optional_entry(package: str, name: str, attribute: str) -> Any | None:
+    """The `attribute` of the file registered under `name`, or None where the file does without."""
+    return getattr(_module(package, name), attribute, None)
+
+
 def entry(package: str, name: str, attribute: str) -> Any:
     """The `attribute` of the file registered under `name`; raises OptionError naming what there is."""
+    return getattr(_module(package, name), attribute)
+
+
+def _module(package: str, name: str) -> ModuleType:
     known = names(package)
     if name not in known:
         kind = package.rsplit(".", 1)[-1].removesuffix("s")
         near = difflib.get_close_matches(name, known, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"{kind} {name!r} is unknown{hint} There are: {', '.join(known)}")
-    return getattr(importlib.import_module(f"{package}.{name.replace('-', '_')}"), attribute)
+    return importlib.import_module(f"{package}.{name.replace('-', '_')}")

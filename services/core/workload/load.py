@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.core.workload.arrivals import Instants
-from services.core.workload.mixes import DriftingMix, mix_drawn
+from services.core.workload.mixes import DriftingMix, RegionalMix, mix_drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class _Deck:
 
 def plan_load(
     items_by_type: Mapping[str, Sequence[str]],
-    mix: DriftingMix,
+    mix: DriftingMix | RegionalMix,
     arrivals: Instants | Sequence[float],
     users: Sequence[User],
     rng: np.random.Generator,
 ) -> tuple[PlannedTask, ...]:
-    """One task an arrival: a random user (so each user's tasks are a thinned process of the same kind), a type from the mix at that
-    instant, an item id of that type, alpha from U(0, 1] (paper, Sec. VI). `items_by_type` holds item ids."""
+    """One task an arrival: a random user (so each user's tasks are a thinned process of the same kind), a type from the mix of their
+    region at that instant, an item id of that type, alpha from U(0, 1] (paper, Sec. VI). `items_by_type` holds item ids."""
     if not users:
         raise ValueError("users is empty: give at least one")
     missing = [task_type for task_type in mix.task_types if not items_by_type.get(task_type)]
@@ -61,7 +61,7 @@ def plan_load(
     plan = []
     for n, at_s in enumerate(arrivals):
         user = users[int(rng.integers(len(users)))]
-        task_type = mix_drawn(rng, mix.at(float(at_s)))
+        task_type = mix_drawn(rng, mix.of(user.region).at(float(at_s)))
         item_id, alpha = decks[task_type].draw(), 1.0 - float(rng.random())
         plan.append(PlannedTask(float(at_s), f"task-{n:0{width}d}", user.user_id, user.region, task_type, item_id, alpha))
     return tuple(plan)

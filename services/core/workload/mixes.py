@@ -56,6 +56,10 @@ class DriftingMix:
         types = sorted(before.keys() | shares.keys())
         return {t: (1.0 - progress) * before.get(t, 0.0) + progress * shares.get(t, 0.0) for t in types}
 
+    def of(self, region: str) -> DriftingMix:
+        """The same in every region."""
+        return self
+
     def changes(self) -> tuple[float, ...]:
         """Instants at which the mix begins to change."""
         return tuple(phase.start_at_s for phase in self.phases[1:])
@@ -63,6 +67,44 @@ class DriftingMix:
     @property
     def task_types(self) -> tuple[str, ...]:
         return tuple(sorted(set().union(*(phase.shares for phase in self.phases))))
+
+
+@dataclass(frozen=True, slots=True)
+class RegionalMix:
+    """A drifting mix for each user region; the whole is their mean, weighted by `user_shares` (equal where it says nothing)."""
+
+    by_region: Mapping[str, DriftingMix]
+    user_shares: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.by_region:
+            raise ValueError("by_region is empty: give at least one region's mix")
+
+    def of(self, region: str) -> DriftingMix:
+        """Raises KeyError naming the regions there are."""
+        if region not in self.by_region:
+            raise KeyError(f"region {region!r} has no mix: there are {', '.join(sorted(self.by_region))}")
+        return self.by_region[region]
+
+    def at(self, now_s: float) -> dict[str, float]:
+        total: dict[str, float] = dict.fromkeys(self.task_types, 0.0)
+        weights = _normalised(self.user_shares or dict.fromkeys(self.by_region, 1.0))
+        for region, mix in sorted(self.by_region.items()):
+            for task_type, share in mix.at(now_s).items():
+                total[task_type] += weights.get(region, 0.0) * share
+        return total
+
+    def changes(self) -> tuple[float, ...]:
+        return tuple(sorted({at_s for mix in self.by_region.values() for at_s in mix.changes()}))
+
+    @property
+    def phases(self) -> tuple[MixPhase, ...]:
+        """The whole's mix from the start and from every change on."""
+        return tuple(MixPhase(at_s, self.at(at_s)) for at_s in (0.0, *self.changes()))
+
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        return tuple(sorted({t for mix in self.by_region.values() for t in mix.task_types}))
 
 
 def mix_drawn(rng: np.random.Generator, mix: TaskMix) -> str:
