@@ -160,6 +160,10 @@ class EdgeView:
             self.eject(link, f"moved to {entry.address}")
             await link.channel.close(None)
             link = None
+        elif link is not None and not link.reachable and link.entry.epoch != entry.epoch:
+            # A new process at the old address: its first tasks do not meet the back-off that the dead one's channel is in.
+            await link.channel.close(None)
+            link = None
         if link is None:
             logger.info("edge %s at %s serves %s", edge_id, entry.address, entry.version[:12])
             self._links[edge_id] = EdgeLink(entry, now_s, now_s, channel(entry.address))

@@ -93,9 +93,10 @@ class Updates:
         """Why the built version is not rolled out; empty when it is. The paper's rule rolls out whatever it asked for."""
         if manifest.version == request.present_version:
             return "same version"
-        if request.raw or self._settings.mode == "paper" or not request.mix:
+        measured = manifest.quality.keys() & entry.quality.keys() & request.mix.keys()
+        if request.raw or self._settings.mode == "paper" or not measured:
             return ""
-        gain = sum(share * (manifest.quality[t] - entry.quality[t]) for t, share in request.mix.items() if t in entry.quality)
+        gain = sum(request.mix[t] * (manifest.quality[t] - entry.quality[t]) for t in sorted(measured))
         return f"gains {gain:.3f} in quality, min_gain is {self._settings.min_gain:g}" if gain < self._settings.min_gain else ""
 
     async def _failed(self, request: MergeRequest, reason: str) -> None:

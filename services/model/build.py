@@ -166,8 +166,15 @@ class Builder:
 
     def _best(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions, progress: Progress | None) -> ModelManifest:
         """Every candidate method built, and of these the one that answers the mix best; a tie goes to the first."""
-        built = [self.build(mix, budget_bytes, replace(options, method=method), progress) for method in CANDIDATES]
+
+        def told(number: int) -> Progress | None:
+            return None if progress is None else lambda phase, fraction: progress(phase, (number + fraction) / len(CANDIDATES))
+
+        requests = [replace(options, method=method) for method in CANDIDATES]
+        built = [self.build(mix, budget_bytes, request, told(number)) for number, request in enumerate(requests)]
         best = max(built, key=lambda manifest: sum(share * manifest.quality.get(t, 0.0) for t, share in manifest.mix.items()))
+        if self.store.missing(best.digests):  # a small cache had to drop it for the candidate after it
+            return self.build(mix, budget_bytes, replace(options, method=best.method), progress)
         self.store.pin("latest", best.digests)
         return best
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from services.core.merging.recipes import PAPER
 from services.core.merging.values import Frequencies
 from services.model.build import Builder, BuildOptions
 from services.model.calibration import Measured, answer_limit, measure
@@ -99,7 +100,7 @@ def profile(
     tell: Tell | None = None,
 ) -> ProfileReport:
     """Build one model a task type and one for the uniform mix, and score them beside their rivals on `scored`."""
-    base, options = builder.base, options or BuildOptions()
+    base, options = builder.base, options or BuildOptions(PAPER.method, PAPER.allocation)
     num_merged = (len(scored.task_types) + 1) * (2 if options.recovery_steps > 0 else 1)
     run = _Run(builder, scored, items_per_type, tell, 2 + num_merged + len(curve_bits) + 1)
     budget_bytes = share_bytes(builder, share)

@@ -96,7 +96,7 @@ async def test_changed_traffic_is_built_for_rolled_out_and_told(fleet):
         assert fleet.worker.loads == [fleet.merger.version_for(OTHER)]
         (request,) = fleet.merger.requests
         assert (dict(request.mix), request.budget_bytes, request.base_model) == (OTHER, 1_000, "base-1")
-        assert (request.options.method, request.options.allocation, request.options.grouping) == ("m-smoe", "mc-smoe", "router-logits")
+        assert (request.options.method, request.options.allocation, request.options.grouping) == ("best", "whole-tasks", "router-logits")
         assert not request.raw_frequencies
         requested, built, swapped = await fleet.events()
         assert [kind_word(e) for e in (requested, built, swapped)] == ["requested", "built", "swapped"]

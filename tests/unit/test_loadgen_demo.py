@@ -1,13 +1,14 @@
 """The demonstration's parts: its load, the stack's own process, activations before and after an update."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loadgen.activations import ActivationTotals, heat_maps, mixed
 from loadgen.child import ChildError, ChildStack
-from loadgen.demo_plan import demo_load, drifting_mix, led_by
+from loadgen.demo_plan import demo_load, led_by, regional_mix, regions_of
 from loadgen.options import ReplayOptions
 from loadgen.replay import replay
 from moedge.v1 import events_pb2
@@ -21,17 +22,25 @@ ITEMS = TaskSet(
 )
 
 
-def test_the_mix_changes_twice_and_never_leaves_a_task_type_out():
-    mix = drifting_mix(TYPES, 80.0)
+def test_every_region_is_led_by_one_task_type_and_the_leaders_change_twice():
+    mix = regional_mix(TYPES, ("west", "centre", "east"), 80.0)
     assert mix.changes() == (16.0, 48.0)
-    for phase in mix.phases:
-        assert sum(phase.shares.values()) == pytest.approx(1.0)
-        assert min(phase.shares.values()) >= 0.05
-        assert all(round(20 * share) == pytest.approx(20 * share) for share in phase.shares.values())
-    leaders = [{t for t, share in phase.shares.items() if share > 0.3} for phase in mix.phases]
-    assert all(len(pair) == 2 for pair in leaders)
-    assert leaders[0].isdisjoint(leaders[1])
-    assert leaders[0].isdisjoint(leaders[2])
+    for at_s in (0.0, 16.0, 48.0):
+        leaders = []
+        for region in ("west", "centre", "east"):
+            shares = mix.of(region).at(at_s)
+            assert sum(shares.values()) == pytest.approx(1.0)
+            assert min(shares.values()) == pytest.approx(0.05)
+            assert all(round(20 * share) == pytest.approx(20 * share) for share in shares.values())
+            leaders += [t for t, share in shares.items() if share > 0.7]
+        assert len(set(leaders)) == 3
+    assert mix.of("west").changes() == (48.0,)
+    assert mix.of("centre").changes() == mix.of("east").changes() == (16.0,)
+
+
+def test_regions_come_from_the_edges():
+    assert regions_of(3) == ("west", "centre", "east")
+    assert regions_of(Path(__file__).parents[2] / "infra/edges/three-tiers.toml") == ("west", "centre", "east")
 
 
 def test_leaders_share_four_fifths():
@@ -40,7 +49,7 @@ def test_leaders_share_four_fifths():
 
 def test_too_few_task_types_are_refused():
     with pytest.raises(ValueError, match="at least 3"):
-        drifting_mix(["a", "b"], 10.0)
+        regional_mix(["a", "b"], ("west",), 10.0)
 
 
 def test_the_load_is_the_same_for_both_runs_and_large_enough():

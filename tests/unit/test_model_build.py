@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from services.core.merging.errors import BudgetError, MixError, OptionError
+from services.core.merging.recipes import CANDIDATES
 from services.core.merging.values import normalised
 from services.model.alignment import align
 from services.model.build import Builder, BuildOptions, BuildSettings
@@ -79,7 +80,7 @@ def test_the_same_request_is_the_same_version_in_any_cache_and_comes_back_at_onc
     elsewhere = make_builder(builder.base, tmp_path).build({"left": 1.0}, builder.base.full_bytes // 2, BuildOptions(recovery_steps=2))
     assert first.version == again.version == elsewhere.version
     assert first.digests == again.digests == elsewhere.digests
-    assert phases == ["prepare", "plan"]
+    assert phases == ["prepare", "plan"] * 2  # one round for each candidate method
     for other in (
         builder.build({"right": 1.0}, builder.base.full_bytes // 2, BuildOptions(recovery_steps=2)),
         builder.build({"left": 1.0}, builder.base.full_bytes // 2),
@@ -190,7 +191,7 @@ def test_recovery_learns_on_its_items_trains_nothing_but_experts_and_repeats(bas
 
 def test_recovery_towards_the_full_model_reduces_the_distance_to_it(base, tmp_path):
     builder = make_builder(base, tmp_path)
-    merged = builder.unrecovered({"left": 1.0}, base.full_bytes // 2, BuildOptions())
+    merged = builder.unrecovered({"left": 1.0}, base.full_bytes // 2, BuildOptions("m-smoe"))
     wanted = {"left": examples(base.tokenizer, builder.items("left"))}
     options = RecoveryOptions(steps=20, divergence_weight=50.0)
     recovered, _ = recover(merged, base.model, wanted, {"left": 1.0}, options)
@@ -226,11 +227,19 @@ def test_the_cache_limit_is_kept_and_the_latest_version_spared(base, tmp_path):
     assert builder.store.missing(first.digests)
 
 
+def test_the_best_method_is_the_candidate_that_answers_the_mix_best(builder):
+    mix, half = {"left": 0.7, "right": 0.3}, builder.base.full_bytes // 2
+    best = builder.build(mix, half, BuildOptions("best"))
+    candidates = [builder.build(mix, half, BuildOptions(method)) for method in CANDIDATES]
+    scores = [sum(share * manifest.quality[t] for t, share in mix.items()) for manifest in candidates]
+    assert best.version == candidates[scores.index(max(scores))].version
+
+
 def test_a_profile_holds_the_table_and_its_rivals(base, tmp_path):
     builder = make_builder(base, tmp_path)
     told: list[float] = []
     report = profile(
-        builder, pico_tasks(6, seed=1), 0.25, BuildOptions(recovery_steps=2), 6, (8, 3), lambda _, fraction: told.append(fraction)
+        builder, pico_tasks(6, seed=1), 0.25, BuildOptions("m-smoe", recovery_steps=2), 6, (8, 3), lambda _, fraction: told.append(fraction)
     )
     assert set(report.merged) == {"left", "right"}
     assert set(report.merged["left"].quality) == set(report.full) == set(report.zero_experts) == {"left", "right"}

@@ -155,7 +155,7 @@ def test_a_merged_model_still_counts_original_experts(base):
 
 
 def test_merge_methods_are_found_from_their_files(base):
-    assert merge_methods() == ("average", "m-smoe")
+    assert merge_methods() == ("average", "dominant", "m-smoe")
     with pytest.raises(OptionError, match="m-smoe"):
         merge_method("m-smo")
     with pytest.raises(ValueError, match="bits"):
