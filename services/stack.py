@@ -142,6 +142,8 @@ class Stack:
     async def _enter(self) -> None:
         settings, started_at_s = self.settings, self.clock.now_s()
         torch.set_num_threads(settings.torch_threads)
+        for checked in (self._broker_settings, self._controller_settings, self._worker_settings):
+            checked("not-yet-known:0")  # a mistake in them is said before anything starts
         redis = open_redis(None)
         self._exit.push_async_callback(redis.aclose)
         await self._exit.enter_async_context(self._log)

@@ -47,7 +47,7 @@ class BrokerSettings(ServiceSettings):
     @classmethod
     def _known(cls, policy: str) -> str:
         if policy.replace("-", "_") not in policies.names():
-            raise ValueError(f"{policy!r} is none; choose one of {', '.join(policies.names())}")
+            raise ValueError(f"{policy!r} is no offload policy; choose one of {', '.join(policies.names())}")
         return policy.replace("-", "_")
 
     @field_validator("poll_s", "publish_s", "republish_s")

@@ -90,7 +90,10 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 def _line(settings: type[ServiceSettings], location: tuple[int | str, ...], message: str) -> str:
-    name = str(location[0]) if location else "?"
+    message = message.removeprefix("Value error, ")
+    if not location:  # a rule over several settings
+        return f"{_env_prefix(settings)}*: {message}"
+    name = str(location[0])
     if name in settings.model_fields:
         return f"{_env_prefix(settings)}{name.upper()}: {message}"
     names = set(settings.model_fields)
