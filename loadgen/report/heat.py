@@ -9,6 +9,8 @@ import numpy as np
 from loadgen.report.canvas import FAINT, Plot, figure, finish
 from loadgen.report.values import HeatMap
 
+MIX_WIDTH = 44  # characters that fit above a panel
+
 
 def heat_map_plot(maps: Sequence[HeatMap]) -> Plot:
     """One row an edge: the base model's profile of the mix it was rebuilt for, then what its tasks activated before and after."""
@@ -24,12 +26,16 @@ def heat_map_plot(maps: Sequence[HeatMap]) -> Plot:
             (heat.after, f"{heat.edge_id}: after", heat.after_mix),
         ]
         if with_base:
-            shown.insert(0, (heat.base if heat.base is not None else np.zeros_like(heat.after), "base model, profile of the new mix", ""))
+            shown.insert(
+                0, (heat.base if heat.base is not None else np.zeros_like(heat.after), "base model", "calibrated, for the new mix")
+            )
         for axes, (array, title, mix) in zip(row, shown, strict=True):
             image = axes.imshow(array, cmap="viridis", vmin=0, vmax=max(top, 1e-9), aspect="auto", interpolation="nearest")
             axes.set_title(title, fontsize=9, pad=5 if not mix else 15)
             if mix:
-                axes.text(0, 1.03, mix, transform=axes.transAxes, fontsize=7.6, color=FAINT)
+                leading = mix if len(mix) <= MIX_WIDTH else mix[: MIX_WIDTH - 2].rsplit(",", 1)[0] + ", …"
+                label = axes.text(0, 1.03, leading, transform=axes.transAxes, fontsize=7.6, color=FAINT)
+                label.set_in_layout(False)  # else a long mix would squeeze the panels
             axes.grid(False)
             axes.set_xlabel("original expert", fontsize=8)
             axes.tick_params(labelsize=7.5, length=0)
