@@ -75,16 +75,22 @@ class Attempt:
         self._tokens_before = len(progress.token_ids)
         self.uplink_s = 0.0
 
-    async def run(self) -> inference_pb2.Summary:
-        """The worker's summary. Raises `EdgeLostError`, `VersionGoneError`, or the failure that ends the task."""
-        await self._travel()
-        left_s = self._progress.record.deadline_at_s - self._clock.now_s() - self._margin_s
-        if left_s <= 0.0:
+    async def travel(self) -> None:
+        """The prompt's way to the edge. Raises `EdgeLostError` or the deadline's failure where going on is pointless."""
+        link, num_bytes = self._link, self._progress.task.prompt_bytes
+        if link is not None:
+            began_at_s = self._clock.now_s()
+            await self._clock.sleep(link.latency_s + (num_bytes / link.uplink_bytes_per_s if link.uplink_bytes_per_s > 0.0 else 0.0))
+            self.uplink_s = self._clock.now_s() - began_at_s
+        if self._left_s() <= 0.0:
             raise deadline_passed()
         if not self._edge.reachable:
-            raise EdgeLostError(RpcFailure(grpc.StatusCode.UNAVAILABLE, "UNREACHABLE", "the edge became unreachable"), dead=True)
+            raise self._unreachable()
+
+    async def run(self) -> inference_pb2.Summary:
+        """The worker's summary. Raises `EdgeLostError`, `VersionGoneError`, or the failure that ends the task."""
         try:
-            return await self._stream(left_s)
+            return await self._stream()
         except grpc.aio.AioRpcError as error:
             self._fail(failure_of(error))
         except grpc.aio.UsageError as error:  # the channel was closed: the edge left
@@ -101,16 +107,12 @@ class Attempt:
             return 0.0
         return link.latency_s + (num_bytes / link.downlink_bytes_per_s if link.downlink_bytes_per_s > 0.0 else 0.0)
 
-    async def _travel(self) -> None:
-        link, num_bytes = self._link, self._progress.task.prompt_bytes
-        if link is not None:
-            began_at_s = self._clock.now_s()
-            await self._clock.sleep(link.latency_s + (num_bytes / link.uplink_bytes_per_s if link.uplink_bytes_per_s > 0.0 else 0.0))
-            self.uplink_s = self._clock.now_s() - began_at_s
+    def _left_s(self) -> float:
+        return self._progress.record.deadline_at_s - self._clock.now_s() - self._margin_s
 
-    async def _stream(self, left_s: float) -> inference_pb2.Summary:
+    async def _stream(self) -> inference_pb2.Summary:
         summary: inference_pb2.Summary | None = None
-        call = self._edge.inference.Generate(self._request(), timeout=left_s)
+        call = self._edge.inference.Generate(self._request(), timeout=self._left_s())
         with self._edge.calling(call):
             async with open_stream(call) as responses:
                 async for response in responses:

@@ -147,7 +147,6 @@ class Dispatcher:
         same_version = progress.candidate.version == progress.version
         if progress.accepted and not progress.resumed and (progress.token_ids or not same_version):
             self._start_over(progress)
-        self._dispatched(progress, edge_id)
         return decision
 
     async def _attempt(self, progress: Progress, edge_id: str) -> None:
@@ -158,6 +157,9 @@ class Dispatcher:
         snapshot = next((edge for edge in parts.edges.snapshots if edge.edge_id == edge_id), None)
         link = _link(snapshot, progress.task.region) if parts.settings.emulate_links and snapshot else None
         attempt = Attempt(progress, edge, link, parts.engine, parts.clock, parts.broker_id, parts.settings.deadline_margin_s)
+        await attempt.travel()
+        # Not earlier: until the edge has the call, nobody could close the task if this broker died.
+        self._dispatched(progress, edge_id)
         summary = await attempt.run()
         self._completed(progress, edge_id, attempt, summary)
 

@@ -71,6 +71,22 @@ def open_redis(url: str | None) -> redis.asyncio.Redis:
     )
 
 
+async def heeding_cancellation(call: Awaitable[T]) -> T:
+    """The call's result, unless this task was cancelled meanwhile.
+
+    The Redis client sends through `asyncio.wait_for`, which on Python 3.11 drops a cancellation that meets its result; the loop that was to
+    end would go on for ever, and whoever waits for it too.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        return await call
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class _Calls:
     """Runs calls of one store: bounded in time, behind a breaker, errors counted."""
 
@@ -84,6 +100,9 @@ class _Calls:
         return self._breaker.healthy
 
     async def run(self, call: Callable[[], Awaitable[T]], unchanged: T) -> T:
+        return await heeding_cancellation(self._run(call, unchanged))
+
+    async def _run(self, call: Callable[[], Awaitable[T]], unchanged: T) -> T:
         if not self._breaker.allows:
             return unchanged
         was_connected = self.connected

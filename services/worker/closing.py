@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from services.runtime.clock import Clock
 from services.runtime.eventlog import OutboxFullError
 from services.runtime.events import EventWriter
-from services.runtime.store import WAIT_KEY
+from services.runtime.store import WAIT_KEY, heeding_cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class RedisPulse:
         self._redis = client
 
     async def sequences(self) -> Mapping[str, int] | None:
+        return await heeding_cancellation(self._answer())
+
+    async def _answer(self) -> Mapping[str, int] | None:
         try:
             async with asyncio.timeout(LOOK_INTERVAL_S):
                 return await self._read()
