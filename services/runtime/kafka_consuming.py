@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -120,10 +119,25 @@ class Subscription:
             logger.info("position of %s not stored (%s); records will be seen again", self._group, error)
 
     async def _stopped(self, consumer: AIOKafkaConsumer) -> None:
-        with suppress(TimeoutError, KafkaError, OSError):
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await consumer.stop()
-                return
-        with suppress(TimeoutError, KafkaError, OSError):
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await consumer._client.close()
+        if not await ended(consumer.stop(), STOP_TIMEOUT_S):
+            await ended(consumer._client.close(), STOP_TIMEOUT_S)
+
+
+async def ended(call: Coroutine[Any, Any, None], timeout_s: float) -> bool:
+    """Whether the call ended well in time; one that did not is cancelled and left behind.
+
+    It runs in a task of its own: aiokafka's `stop` may raise the CancelledError of a task that it cancelled itself, and may swallow ours.
+    In the subscription's own task the one would end the subscription silently, the other hold it up for ever.
+    """
+    task = asyncio.create_task(call)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    finally:
+        task.cancel()
+    if not done or task.cancelled():
+        logger.debug("a consumer did not stop within %s s", timeout_s)
+        return False
+    error = task.exception()
+    if error is not None:
+        logger.debug("a consumer stopped with %s", str(error) or type(error).__name__)
+    return error is None
