@@ -38,6 +38,7 @@ from services.worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 READY_WITHIN_S = 15.0
+FIRST_LEAD = 0.8  # share of the task type that leads an edge's first mix
 READY_POLL_S = 0.1
 LIST_TIMEOUT_S = 2.0
 
@@ -63,7 +64,7 @@ class StackSettings:
     torch_threads: int = 1  # several edges share the cores
     cache_dir: Path = Path("~/.cache/moedge")
     drain_s: float = 3.0
-    initial_mix: TaskMix = field(default_factory=dict)  # empty: uniform
+    initial_mix: TaskMix = field(default_factory=dict)  # empty: each edge is led by another task type
     regional_mixes: Mapping[str, TaskMix] = field(default_factory=dict)  # what an edge near that region starts from; wins over initial_mix
     broker: Mapping[str, Any] = field(default_factory=dict)
     worker: Mapping[str, Any] = field(default_factory=dict)
@@ -193,12 +194,22 @@ class Stack:
             case path:
                 edges = read_edges(path, sizes)
         task_types = merger.builder.calibration.profiles.task_types
-        mix = self.settings.initial_mix or dict.fromkeys(task_types, 1 / len(task_types))
-        regional = self.settings.regional_mixes
         return tuple(
-            edge if edge.initial_mix else replace(edge, initial_mix=regional.get(home_region(edge), mix) if edge.regions else mix)
-            for edge in edges
+            edge if edge.initial_mix else replace(edge, initial_mix=self._first_mix(edge, number, task_types, sizes.full))
+            for number, edge in enumerate(edges)
         )
+
+    def _first_mix(self, edge: EdgeConfig, number: int, task_types: tuple[str, ...], full_bytes: int) -> TaskMix:
+        """What an edge starts from when its file does not say: with nothing known, every edge is led by a task type of its own (the paper
+        draws one at random), since edges that all begin alike would all know the same. Edges that hold everything begin alike."""
+        regional = self.settings.regional_mixes.get(home_region(edge)) if edge.regions else None
+        if regional or self.settings.initial_mix:
+            return regional or self.settings.initial_mix
+        if edge.memory_bytes >= full_bytes:
+            return dict.fromkeys(task_types, 1 / len(task_types))
+        others = len(task_types) - 1
+        shares = dict.fromkeys(task_types, (1 - FIRST_LEAD) / others if others else 0.0)
+        return shares | {task_types[number % len(task_types)]: FIRST_LEAD if others else 1.0}
 
     def _worker_settings(self, merger_address: str) -> WorkerSettings:
         directory = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="moedge-worker-", ignore_cleanup_errors=True))
