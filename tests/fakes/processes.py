@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,17 @@ def free_port(count: int = 1) -> int:
                 probe.close()
         return port
     raise RuntimeError("no free port")
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait until every thread of a process that was sent SIGSTOP has stopped."""
+    for _ in range(500):
+        # The third field of /proc/PID/task/TID/stat, after the name in brackets, is the thread's state.
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats):
+            return
+        threading.Event().wait(0.01)
+    raise RuntimeError(f"process {pid} did not stop")
 
 
 @dataclass(slots=True)
@@ -66,7 +78,11 @@ class KafkaProcess:
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=START_TIMEOUT_S, check=False)
 
     def freeze(self) -> None:
+        """Returns once no thread of it runs any more: on a busy machine SIGSTOP alone leaves it time to acknowledge a record."""
         self._signal(signal.SIGSTOP)
+        pidfile = self.data / "broker.pid"
+        if pidfile.exists():
+            wait_until_stopped(int(pidfile.read_text()))
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -133,6 +149,7 @@ class RedisProcess:
     def freeze(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
+            wait_until_stopped(self.process.pid)
 
     def thaw(self) -> None:
         if self.process is not None:
