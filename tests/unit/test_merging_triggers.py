@@ -37,8 +37,8 @@ def exact_window(mix, num_tasks=200, expected=SMALL):
     return CountWindow(counts.shape).added(report).added(report)
 
 
-def test_three_triggers_are_found_by_the_names_of_their_files():
-    assert names() == ("jtom", "never", "periodic")
+def test_triggers_are_found_by_the_names_of_their_files():
+    assert {"clairvoyant", "jtom", "never", "periodic", "tanbr"} <= set(names())
     assert all(trigger(name).name == name for name in names())
 
 

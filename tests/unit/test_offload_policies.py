@@ -17,13 +17,14 @@ def choose(made, candidates, seed=1):
 
 
 def test_every_file_of_the_folder_is_a_policy_under_its_name():
-    assert names() == ("least_loaded", "onto", "random", "round_robin")
+    assert {"least_loaded", "onto", "random", "round_robin"} <= set(names())
+    assert not any(name.startswith("_") for name in names())
     for name in names():
         assert policy(name.replace("_", "-"))
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="choose one of least_loaded, onto, random, round_robin"):
+    with pytest.raises(ValueError, match=r"'best': choose one of .*least_loaded, .*onto, .*random, round_robin"):
         policy("best")
 
 

@@ -65,17 +65,20 @@ class MergeEngine:
         profiles: Mapping[str, NDArray[np.float64]],
         mix: Mapping[str, float],
         now_s: float,
+        quality: Mapping[str, float] | None = None,
     ) -> None:
         """The edge serves `version`. Counts of the version before are dropped, δ goes on; an unknown edge begins with the initial δ.
 
-        `reference` is f', `profiles` the expected counts of one task by task type, both as the manifest of `version` has them.
+        `reference` is f', `profiles` the expected counts of one task by task type, `quality` the expected score of each, all as the
+        manifest of `version` has them.
         """
         if any(profile.shape != reference.shape for profile in profiles.values()):
             raise CountsError(f"manifest of {version}: profiles and frequencies have different shapes")
         present = self._edges.get(edge_id)
         interval_s = present.trigger.interval_s if present else self._trigger.interval_s
-        model = Deployed(version, reference, dict(profiles), dict(mix))
-        state = TriggerState(model, interval_s, now_s + max(interval_s, self._cool_down_s))
+        memory = present.trigger.memory if present else ()
+        model = Deployed(version, reference, dict(profiles), dict(mix), dict(quality or {}))
+        state = TriggerState(model, interval_s, now_s + max(interval_s, self._cool_down_s), memory=memory)
         self._edges[edge_id] = EdgeState(state, CountWindow(model.shape))
 
     def deployed_version(self, edge_id: str) -> str | None:

@@ -5,7 +5,7 @@ Requests name a mix, not raw frequencies, because raw frequencies never repeat: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,17 @@ from services.core.merging.snapping import largest_remainder
 from services.core.merging.values import Counts, Mix, normalised
 
 GRID = 20
+FIRST_LEAD = 0.8  # share of the task type that leads an edge's first mix
+
+
+def first_mix(task_types: Sequence[str], number: int) -> dict[str, float]:
+    """What edge `number` starts from when nobody says: with nothing known, every edge is led by a task type of its own (the paper draws one
+    at random), since edges that all begin alike would all know the same."""
+    if not task_types:
+        return {}
+    others = len(task_types) - 1
+    shares = dict.fromkeys(sorted(task_types), (1 - FIRST_LEAD) / others if others else 0.0)
+    return shares | {sorted(task_types)[number % len(task_types)]: FIRST_LEAD if others else 1.0}
 
 
 def explain(counts: Counts, profiles: Mapping[str, NDArray[np.float64]], grid: int = GRID) -> Mix:

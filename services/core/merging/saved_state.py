@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ def state_bytes(edge: EdgeState, trigger_name: str, now_s: float) -> bytes:
         "reference": model.reference.tolist(),
         "profiles": {t: profile.tolist() for t, profile in sorted(model.profiles.items())},
         "mix": dict(sorted(model.mix.items())),
+        "quality": dict(sorted(model.quality.items())),
+        "memory": state.memory,
         "interval_s": state.interval_s,
         "due_in_s": 0.0 if edge.asked is not None else state.due_at_s - now_s,
         "suspected": state.suspected,
@@ -65,15 +68,22 @@ def _edge_state(edge_id: str, document: dict[str, Any], now_s: float) -> EdgeSta
     profiles = {str(t): _matrix(profile) for t, profile in document["profiles"].items()}
     if any(p.shape != reference.shape for p in profiles.values()):
         raise StateError(f"saved state of {edge_id} has profiles and frequencies of different shapes")
-    model = Deployed(str(document["version"]), reference, profiles, {str(t): float(s) for t, s in document["mix"].items()})
+    mix, quality = _shares(document["mix"]), _shares(document.get("quality", {}))
+    model = Deployed(str(document["version"]), reference, profiles, mix, quality)
     window = CountWindow(model.shape)
     for report in document["reports"]:
         end_at_s = now_s - float(report["age_s"])
         counts = np.asarray(report["counts"], dtype=np.int64)
         start_at_s = end_at_s - float(report["length_s"])
         window = window.added(ActivationWindow(edge_id, model.version, counts, int(report["num_tasks"]), start_at_s, end_at_s))
-    state = TriggerState(model, float(document["interval_s"]), now_s + float(document["due_in_s"]), bool(document["suspected"]))
+    memory = tuple(tuple(float(value) for value in row) for row in document.get("memory", ()))
+    due_at_s = now_s + float(document["due_in_s"])
+    state = TriggerState(model, float(document["interval_s"]), due_at_s, bool(document["suspected"]), memory)
     return EdgeState(state, window, None, int(document["failures"]))
+
+
+def _shares(values: Mapping[str, float]) -> dict[str, float]:
+    return {str(t): float(value) for t, value in values.items()}
 
 
 def _matrix(rows: object) -> NDArray[np.float64]:

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from services.core.offload.candidates import CandidateTable
 from services.core.offload.estimator import Estimator
+from services.core.offload.given import GivenValues, PublishedStepTimes
 from services.core.offload.ledger import Ledger, LedgerEntry
-from services.core.offload.policies import Choice, OffloadPolicy, policy
-from services.core.offload.predictors import OutputLengthPredictor, Predictors
+from services.core.offload.policies import Choice, LearningPolicy, OffloadPolicy, Outcome, policy
+from services.core.offload.predictors import OutputLengthPredictor, Predictors, StepTimePredictor
 from services.core.offload.table import EdgeTable
-from services.core.offload.values import Decision, EdgeSnapshot, NoCandidateError, Observed, Task, Work
+from services.core.offload.values import Candidate, Decision, EdgeSnapshot, NoCandidateError, Observed, Task, Work
 from services.core.offload.wait_board import WaitBoard
 
 
@@ -27,6 +29,8 @@ class OffloadEngine:
         self.predictors = predictors
         self._policy = policy
         self._policy_name = _policy_name(policy)
+        self._learner: LearningPolicy | None = policy if isinstance(policy, LearningPolicy) else None
+        self._sent: dict[str, tuple[Task, Candidate]] = {}  # what a learning policy waits for
         self._estimator = estimator
         self._ledger = ledger
         self._rng = rng
@@ -53,10 +57,13 @@ class OffloadEngine:
 
     def decide(self, task: Task, edges: Sequence[EdgeSnapshot], now_s: float, tried: frozenset[str] = frozenset()) -> Decision:
         """Picks an edge and counts the task there. Raises `NoCandidateError`; then nothing is counted."""
-        decision, choice = self._pick(task, edges, now_s, tried, self._rng)
+        decision, choice, candidates = self._pick(task, edges, now_s, tried, self._rng)
         for row, edge_id in zip(choice.rows, decision.chosen, strict=True):
-            self._count(task, decision, row, edge_id, now_s)
+            self._count(task, candidates, row, edge_id, now_s)
         self._policy.chosen(decision.chosen)
+        if self._learner is not None:
+            self._sent[task.task_id] = (task, candidates[choice.rows[0]])
+            self._learner.sent(task, candidates, choice.rows)
         return decision
 
     def explain(self, task: Task, edges: Sequence[EdgeSnapshot], now_s: float, tried: frozenset[str] = frozenset()) -> Decision:
@@ -74,6 +81,7 @@ class OffloadEngine:
         entry = self._ledger.remove(task_id, now_s)
         if entry is None:
             return
+        self._teach(task_id, observed, now_s)
         self.predictors.output_length.observe(observed.task_type, observed.output_tokens, entry.max_tokens)
         self.predictors.prompt_length.observe(entry.prompt_bytes, observed.prompt_tokens)
         i = self._table.index.get(entry.edge_id)
@@ -90,6 +98,7 @@ class OffloadEngine:
     def withdrawn(self, task_id: str, now_s: float) -> None:
         """The task failed or was cancelled: it leaves the ledger and teaches nothing."""
         self._ledger.remove(task_id, now_s)
+        self._sent.pop(task_id, None)
 
     def scored(self, task_type: str, version: str, score: float) -> None:
         self.predictors.quality.observe(version, task_type, score)
@@ -112,7 +121,7 @@ class OffloadEngine:
 
     def _pick(
         self, task: Task, edges: Sequence[EdgeSnapshot], now_s: float, tried: frozenset[str], rng: np.random.Generator
-    ) -> tuple[Decision, Choice]:
+    ) -> tuple[Decision, Choice, CandidateTable]:
         if edges is not self._edges or not isinstance(edges, tuple):
             self.prepare(edges, now_s)
         self._board.refresh(now_s)
@@ -121,14 +130,28 @@ class OffloadEngine:
             raise NoCandidateError(excluded)
         choice = self._policy.choose(task, candidates, rng)
         chosen = tuple(candidates.edges[row].edge_id for row in choice.rows)
-        return Decision(task.task_id, chosen, self._policy_name, choice.reason, now_s, candidates, excluded), choice
+        return Decision(task.task_id, chosen, self._policy_name, choice.reason, now_s, candidates, excluded), choice, candidates
 
-    def _count(self, task: Task, decision: Decision, row: int, edge_id: str, now_s: float) -> None:
-        edge = decision.candidates[row]
+    def _teach(self, task_id: str, observed: Observed, now_s: float) -> None:
+        """Tell a learning policy what became of its choice; the answer is still to travel down."""
+        task, candidate = self._sent.pop(task_id, (None, None))
+        if self._learner is None or task is None or candidate is None:
+            return
+        completion_time_s = now_s - task.arrived_at_s + candidate.downlink_s
+        quality = candidate.quality
+        if observed.version != candidate.version:
+            i = self._table.index.get(candidate.edge_id)
+            manifest = self._table.edges[i].quality if i is not None and self._table.edges[i].version == observed.version else {}
+            quality = self.predictors.quality.quality(observed.version, observed.task_type, manifest)
+        self._learner.learned(Outcome(task, candidate.edge_id, observed.version, completion_time_s, quality))
+
+    def _count(self, task: Task, candidates: CandidateTable, row: int, edge_id: str, now_s: float) -> None:
         i = self._table.index[edge_id]
-        rows = min(float(edge.outstanding.num_tasks + 1), float(self._table.slots[i]))
+        rows = min(float(candidates.columns.outstanding[row]) + 1.0, float(self._table.slots[i]))
         self._ledger.add(
-            LedgerEntry(task.task_id, edge_id, task.prompt_bytes, float(task.prompt_tokens), edge.output_tokens, task.max_tokens, rows),
+            LedgerEntry(
+                task.task_id, edge_id, task.prompt_bytes, float(task.prompt_tokens), candidates.output_tokens, task.max_tokens, rows
+            ),
             now_s,
         )
 
@@ -140,12 +163,14 @@ def offload_engine(
     rng: np.random.Generator,
     default_region: str = "default",
     output_tokens: Mapping[str, float] | None = None,
-    policy_options: Mapping[str, str] | None = None,
+    policy_options: Mapping[str, object] | None = None,
+    given: GivenValues | None = None,
 ) -> OffloadEngine:
-    """An engine with everything it needs."""
-    predictors = Predictors(output_length=OutputLengthPredictor(output_tokens))
+    """An engine with everything it needs. With `given` values, an oracle's say, step times are taken as published too."""
+    step_time = PublishedStepTimes() if given else StepTimePredictor()
+    predictors = Predictors(output_length=OutputLengthPredictor(output_tokens), step_time=step_time)
     made = policy(policy_name, **(policy_options or {}))
-    return OffloadEngine(made, Estimator(predictors, quality_scale, default_region), Ledger(), predictors, rng)
+    return OffloadEngine(made, Estimator(predictors, quality_scale, default_region, given), Ledger(), predictors, rng)
 
 
 def _policy_name(made: OffloadPolicy) -> str:

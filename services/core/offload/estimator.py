@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from services.core.offload.candidates import CandidateColumns, CandidateTable
+from services.core.offload.given import GivenValues
 from services.core.offload.predictors import Predictors
 from services.core.offload.table import Column, EdgeTable, Mask
 from services.core.offload.values import Exclusion, Task
@@ -17,36 +18,46 @@ OUTPUT_BYTES_PER_TOKEN = 4.0
 
 
 class Estimator:
-    """`default_region` names the link of an edge that serves regions it has no link of their own for."""
+    """`default_region` names the link of an edge that serves regions it has no link of their own for. With `given`, what is given
+    stands in for what is predicted."""
 
-    def __init__(self, predictors: Predictors, quality_scale: float, default_region: str = "default") -> None:
+    def __init__(
+        self, predictors: Predictors, quality_scale: float, default_region: str = "default", given: GivenValues | None = None
+    ) -> None:
         if quality_scale < 0.0:
             raise ValueError(f"quality_scale is {quality_scale}: it is a number of seconds, 0 or more")
         self.predictors = predictors
         self.quality_scale = quality_scale
         self.default_region = default_region
+        self._given = given
 
     def estimate(
         self, task: Task, table: EdgeTable, waits: Column, outstanding: Column, now_s: float, tried: frozenset[str]
     ) -> tuple[CandidateTable, tuple[Exclusion, ...]]:
         """Candidates, and why the other edges are none. The wait is what is left of it when the prompt has travelled."""
-        output_tokens = self.predictors.output_length.tokens(task.posterior, task.max_tokens)
+        given = self._given
+        predicted_tokens = self.predictors.output_length.tokens(task.posterior, task.max_tokens)
+        output_tokens = given.output_tokens(task, predicted_tokens) if given else predicted_tokens
         links = table.links(task.region)
         uplink_s = links.latency_s + task.prompt_bytes * links.uplink_s_per_byte
         queue_wait_s = np.maximum(waits - uplink_s, 0.0)
         rows = np.minimum(outstanding + 1.0, table.slots)
         reading_s = table.prefill_base_s + task.prompt_tokens * table.prefill_token_s
         inference_s = reading_s + output_tokens * (table.step_base_s + rows * table.step_row_s)
+        if given:
+            inference_s = given.inference_s(task, table.edges, inference_s)
         downlink_s = links.latency_s + (output_tokens * OUTPUT_BYTES_PER_TOKEN) * links.downlink_s_per_byte
         completion_time_s = uplink_s + queue_wait_s + inference_s + downlink_s
         quality = table.quality(task.posterior)
+        if given:
+            quality = given.quality(task, table.edges, quality)
         cost = completion_time_s - (task.alpha * self.quality_scale) * quality
         columns = (uplink_s, queue_wait_s, inference_s, downlink_s, quality, completion_time_s, cost, outstanding)
 
         open_to_task = table.serves & links.present & (outstanding < table.room)
         if task.deadline_at_s is not None:
             open_to_task &= now_s + completion_time_s <= task.deadline_at_s
-        if not tried and open_to_task.all():
+        if not tried and np.count_nonzero(open_to_task) == len(table.edges):
             return CandidateTable(table.edges, CandidateColumns(*columns[:-1], outstanding.copy()), output_tokens), ()
         for edge_id in tried:
             if edge_id in table.index:

@@ -58,6 +58,7 @@ class _EdgeQueue:
     times: StepTimes
     slots: int
     entries: dict[str, LedgerEntry] = field(default_factory=dict)  # in the order of dispatch
+    num_waiting: int = 0  # entries without an anchor
 
 
 class Ledger:
@@ -82,12 +83,14 @@ class Ledger:
             raise ValueError(f"task {entry.task_id} is already at edge {self._entries[entry.task_id].edge_id}: withdraw it first")
         queue = self._queues[entry.edge_id]
         self._entries[entry.task_id] = queue.entries[entry.task_id] = entry
+        queue.num_waiting += entry.anchor_at_s is None
         self._start_next(queue, now_s)
         self._changed.add(entry.edge_id)
 
     def started(self, task_id: str, now_s: float) -> None:
         entry = self._entries.get(task_id)
         if entry is not None and entry.output_tokens == 0:
+            self._queues[entry.edge_id].num_waiting -= entry.anchor_at_s is None
             entry.anchor_at_s = now_s
             self._changed.add(entry.edge_id)
 
@@ -97,6 +100,7 @@ class Ledger:
         if entry is None:
             return
         queue = self._queues[entry.edge_id]
+        queue.num_waiting -= entry.anchor_at_s is None
         entry.output_tokens, entry.anchor_at_s = output_tokens, now_s
         if not entry.as_forecast(queue.times, queue.slots, now_s):
             self._changed.add(entry.edge_id)
@@ -107,6 +111,7 @@ class Ledger:
             return None
         queue = self._queues[entry.edge_id]
         del queue.entries[task_id]
+        queue.num_waiting -= entry.anchor_at_s is None
         self._start_next(queue, now_s)
         self._changed.add(entry.edge_id)
         return entry
@@ -139,13 +144,16 @@ class Ledger:
     @staticmethod
     def _start_next(queue: _EdgeQueue, now_s: float) -> None:
         """Slots are filled in the order of dispatch. A first token, once seen, corrects a start that was guessed here."""
-        free = queue.slots - sum(entry.anchor_at_s is not None for entry in queue.entries.values())
+        free = min(queue.slots - (len(queue.entries) - queue.num_waiting), queue.num_waiting)
+        if free <= 0:
+            return
         for entry in queue.entries.values():
-            if free <= 0:
-                return
             if entry.anchor_at_s is None:
                 entry.anchor_at_s = now_s
+                queue.num_waiting -= 1
                 free -= 1
+                if free == 0:
+                    return
 
 
 def _work(queue: _EdgeQueue, now_s: float) -> Work:

@@ -26,6 +26,11 @@ class Task:
     arrived_at_s: float
     deadline_at_s: float | None = None
 
+    @property
+    def likely_type(self) -> str:
+        """The task type, or the most probable one where the user did not say; empty when nothing is known."""
+        return self.task_type or max(sorted(self.posterior), key=self.posterior.__getitem__, default="")
+
 
 @dataclass(frozen=True, slots=True)
 class Link:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.core.offload.values import StepTimes
 
 MIN_TOKENS_LEFT = 1.0  # epsilon of reading A11: a task that outlives its prediction still needs a step
 
 
-@dataclass(frozen=True, slots=True)
-class Remainder:
-    """What one task still needs: seconds of reading its prompt, tokens to decode."""
+class Remainder(NamedTuple):
+    """What one task still needs: seconds of reading its prompt, tokens to decode. A tuple, since a forecast makes one a task."""
 
     prefill_s: float
     decode_tokens: float

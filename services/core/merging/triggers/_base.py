@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from numpy import float64
@@ -21,6 +21,7 @@ class Deployed:
     reference: Frequencies  # f': what this version shows for the traffic it was built for
     profiles: Mapping[str, NDArray[float64]]  # expected counts of one task by task type, measured on this version
     mix: Mapping[str, float]  # shares it was built for
+    quality: Mapping[str, float] = field(default_factory=dict)  # expected score by task type; empty: not known
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,6 +36,7 @@ class TriggerState:
     interval_s: float  # δ of this edge
     due_at_s: float  # next check
     suspected: bool = False  # a shift was seen in changing traffic and waits to be confirmed
+    memory: tuple[tuple[float, ...], ...] = ()  # rows of the trigger's own making; they outlive versions
 
 
 @dataclass(frozen=True, slots=True, eq=False)

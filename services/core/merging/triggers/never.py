@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from services.core.merging.shift import activation_shift
 from services.core.merging.triggers._base import TriggerDecision, TriggerState
+from services.core.merging.triggers._scheduled import scheduled
 from services.core.merging.windows import CountWindow
 
 
@@ -23,8 +23,4 @@ class Trigger:
         return False
 
     def check(self, state: TriggerState, window: CountWindow, now_s: float) -> tuple[TriggerState, TriggerDecision]:
-        shift = activation_shift(window.frequencies, state.deployed.reference, window.counts, self.min_tokens)
-        later = replace(state, due_at_s=now_s + self.interval_s)
-        if not shift.enough:
-            return later, TriggerDecision("skip", "too few tokens", shift.value, self.interval_s, window, window)
-        return later, TriggerDecision("keep", "never updates", shift.value, self.interval_s, window, window.emptied())
+        return scheduled(state, window, now_s, "keep", "never updates", self.interval_s, self.min_tokens)

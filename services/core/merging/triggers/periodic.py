@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from services.core.merging.shift import activation_shift
 from services.core.merging.triggers._base import TriggerDecision, TriggerState
+from services.core.merging.triggers._scheduled import scheduled
 from services.core.merging.windows import CountWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """A check without enough tokens is skipped and its counts are kept for the next one."""
-
     interval_s: float = 60.0
     min_tokens: int = 500
 
@@ -25,10 +23,4 @@ class Trigger:
         return False
 
     def check(self, state: TriggerState, window: CountWindow, now_s: float) -> tuple[TriggerState, TriggerDecision]:
-        shift = activation_shift(window.frequencies, state.deployed.reference, window.counts, self.min_tokens)
-        later = replace(state, due_at_s=now_s + self.interval_s)
-        if not shift.enough:
-            reason = f"too few tokens: {shift.layers_counted} of {shift.num_layers} layers have {self.min_tokens}"
-            return later, TriggerDecision("skip", reason, shift.value, self.interval_s, window, window)
-        reason = f"every {self.interval_s:g} s"
-        return later, TriggerDecision("update", reason, shift.value, self.interval_s, window, window.emptied())
+        return scheduled(state, window, now_s, "update", f"every {self.interval_s:g} s", self.interval_s, self.min_tokens)

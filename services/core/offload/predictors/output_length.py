@@ -31,6 +31,11 @@ class OutputLengthPredictor:
         expected = sum(share * min(self._mean.get(task_type, self._default), max_tokens) for task_type, share in posterior.items())
         return min(max(expected or min(self._default, max_tokens), 1.0), float(max(max_tokens, 1)))
 
+    @property
+    def usual_tokens(self) -> float:
+        """Of a task about which nothing is known."""
+        return sum(self._mean.values()) / len(self._mean) if self._mean else self._default
+
     def observe(self, task_type: str, output_tokens: int, max_tokens: int) -> None:
         """An answer cut off by `max_tokens` only says that it would have been at least that long."""
         mean = self._mean.get(task_type)

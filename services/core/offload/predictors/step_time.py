@@ -20,6 +20,8 @@ MAX_INNOVATION = 2.0  # a hiccup counts at most as three times the predicted tim
 RESTART_RATIO = 1.4  # published values that moved further than this replace what was learnt
 TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS = 32, 8
 
+_WALK = WALK_SD**2 * np.eye(4)
+
 
 @dataclass(slots=True)
 class _State:
@@ -41,7 +43,7 @@ class StepTimePredictor:
         if _moved(state.published, published):
             del self._states[edge_id]
             return published
-        prefill_base_s, prefill_token_s, step_base_s, step_row_s = (state.coefficients.clip(min=0.0) * state.reference).tolist()
+        prefill_base_s, prefill_token_s, step_base_s, step_row_s = (np.maximum(state.coefficients, 0.0) * state.reference).tolist()
         return StepTimes(step_base_s, step_row_s, prefill_base_s, prefill_token_s)
 
     def observe(self, edge_id: str, published: StepTimes, prompt_tokens: int, output_tokens: int, rows: float, inference_s: float) -> None:
@@ -52,14 +54,15 @@ class StepTimePredictor:
         if state is None:
             state = self._states[edge_id] = _start(published)
         features = np.array([1.0, prompt_tokens, output_tokens, output_tokens * rows]) * state.reference
-        predicted_s = max(float(features @ state.coefficients.clip(min=0.0)), 1e-6)
+        predicted_s = max(float(features.dot(np.maximum(state.coefficients, 0.0))), 1e-6)
         relative = features / predicted_s
         innovation = min(inference_s / predicted_s - 1.0, MAX_INNOVATION)
-        gain = state.covariance @ relative / (NOISE_SD**2 + relative @ state.covariance @ relative)
-        state.coefficients = (state.coefficients + gain * innovation).clip(min=0.0)
-        covariance = state.covariance - np.outer(gain, relative @ state.covariance) + WALK_SD**2 * np.eye(4)
-        shrink = np.sqrt(np.minimum(1.0, PRIOR_SD**2 / covariance.diagonal().clip(min=1e-12)))
-        state.covariance = covariance * np.outer(shrink, shrink)
+        row = relative.dot(state.covariance)
+        gain = state.covariance.dot(relative) / (NOISE_SD**2 + row.dot(relative))
+        state.coefficients = np.maximum(state.coefficients + gain * innovation, 0.0)
+        covariance = state.covariance - gain[:, None] * row + _WALK
+        shrink = np.sqrt(np.minimum(1.0, PRIOR_SD**2 / np.maximum(covariance.diagonal(), 1e-12)))
+        state.covariance = covariance * (shrink[:, None] * shrink)
 
 
 def _start(published: StepTimes) -> _State:
@@ -74,7 +77,7 @@ def _typical_s(times: StepTimes) -> float:
 
 
 def _moved(then: StepTimes, now: StepTimes) -> bool:
-    if then == now:
+    if then is now or then == now:
         return False
     before_s, after_s = _typical_s(then), _typical_s(now)
     return not before_s / RESTART_RATIO <= after_s <= before_s * RESTART_RATIO
