@@ -1,0 +1,106 @@
+"""`moedge simulate`: policies and merge triggers on the same load in virtual time, through the engines that run live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loadgen.cli import options
+from loadgen.cli.console import CommandError, command, print_json, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from loadgen.simulator.comparison import Comparison
+    from loadgen.simulator.figures import Interval
+
+COSTS = {
+    "positive_cost": "positive cost",
+    "weighted_cost": "eq. (1)",
+    "table_cost": "table cost",
+    "process_time_s": "process time",
+}
+SERVICE = {
+    "completion_p50_s": "p50 s",
+    "completion_p99_s": "p99 s",
+    "mean_quality": "quality",
+    "updates": "updates",
+    "downtime_s": "down s",
+    "rejected": "rejected",
+}
+
+
+@command
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="A scenario of loadgen/scenarios, or a TOML file.", metavar="NAME|FILE")],
+    policies: Annotated[
+        str, typer.Option(help="Offload policies with commas between; all; oracle: ONTO told true lengths and qualities.")
+    ] = "onto,random",
+    triggers: Annotated[str, typer.Option(help="Merge triggers with commas between, or all.")] = "jtom",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each; every policy gets the same load of a seed.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seeds count up from here.")] = 0,
+    duration: Annotated[float | None, typer.Option(min=1e-9, help="Virtual seconds, instead of the scenario's.")] = None,
+    quality_scale: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds that a full point of quality is worth, instead of the scenario's.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Arrivals from a trace (Azure LLM 2023, Mooncake, BurstGPT; .gz or plain).", metavar="FILE")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Replay a scenario's load in virtual time.
+
+    Prints mean and 95 % interval over seeds. The same scenario and seeds give the same bytes.
+    """
+    from loadgen.simulator.comparison import arms, compare
+    from loadgen.simulator.scenario import scenario as read_scenario
+
+    overrides = {name: value for name, value in (("duration_s", duration), ("quality_scale", quality_scale)) if value is not None}
+    read = read_scenario(scenario, **overrides)
+    arrival_s = None
+    if trace is not None:
+        from loadgen.traces import read_trace
+
+        if read.load.arrivals != "trace":
+            raise CommandError(f"trace: scenario {read.name} draws its own arrivals; use the scenario trace, or set load.arrivals")
+        arrival_s = read_trace(trace).arrival_s
+    chosen = arms(_names(policies), _names(triggers))
+    console = stderr()
+
+    def tell(what: str, done: int, total: int) -> None:
+        console.print(f"[dim]{done / total:4.0%}  {what}[/dim]")
+
+    compared = compare(read, chosen, range(first_seed, first_seed + seeds), tell, arrival_s)
+    if json:
+        print_json(as_json(compared, {arm.name: (arm.policy, arm.trigger) for arm in chosen}))
+    else:
+        _print(compared, read.about)
+
+
+def as_json(compared: Comparison, names: dict[str, tuple[str, str]]) -> dict[str, object]:
+    from loadgen.simulator.figures import as_json as intervals
+
+    told = {}
+    for name, (policy, trigger) in names.items():
+        told[name] = {"policy": policy, "trigger": trigger, **intervals(compared.summary(name))}
+    return {"schema_version": 1, "scenario": compared.scenario, "seeds": list(compared.seeds), "policies": told}
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _print(compared: Comparison, about: str) -> None:
+    summaries = {name: compared.summary(name) for name in compared.runs}
+    best = sorted(summaries, key=lambda name: summaries[name]["positive_cost"].mean)
+    console = stdout()
+    tasks = next(iter(summaries.values()))["tasks"].mean
+    console.print(f"{compared.scenario}: {about}" if about else compared.scenario)
+    for title, columns in ((f"{len(compared.seeds)} seeds, {tasks:.0f} tasks each, mean ± 95 %", COSTS), ("", SERVICE)):
+        rows = [(name, *(_cell(summaries[name][figure]) for figure in columns)) for name in best]
+        console.print(table(title, ("policy", *columns.values()), rows))
+
+
+def _cell(value: Interval) -> str:
+    digits = 0 if abs(value.mean) >= 1000 else 1 if abs(value.mean) >= 10 else 3
+    return f"{value.mean:.{digits}f}" + (f" ±{value.ci95:.{digits}f}" if value.ci95 > 0 else "")

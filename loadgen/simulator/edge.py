@@ -1,0 +1,111 @@
+"""The physics of one edge server: a queue and a batch whose steps take time. Decides nothing.
+
+As the worker's batch loop does: at a step boundary finished tasks leave, waiting ones fill the free slots, their prompts are read
+(which halts all), then every running task gets a token a step. Only boundaries at which something changes are looked at.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadgen.simulator.model import SimulatedVersion
+from services.core.offload.values import Link, StepTimes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeSite:
+    """What an edge is, for a whole run."""
+
+    edge_id: str
+    links: dict[str, Link]
+    step_times: StepTimes
+    memory_share: float
+    max_batch: int
+    max_queue: int
+
+
+class Edge:
+    __slots__ = (
+        "_anchor_s",
+        "_anchor_step",
+        "_output_tokens",
+        "_prompt_tokens",
+        "_running",
+        "_step_s",
+        "admitting",
+        "available_at_s",
+        "counted",
+        "num_counted",
+        "queue",
+        "site",
+        "turn_at_s",
+        "version",
+    )
+
+    def __init__(self, site: EdgeSite, version: SimulatedVersion, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> None:
+        self.site = site
+        self.version = version
+        self.queue: deque[int] = deque()  # tasks, first in, first out
+        self.admitting = True
+        self.available_at_s = 0.0
+        self.turn_at_s = math.inf  # the next boundary to look at
+        self.counted: dict[int, int] = {}  # tasks that ended since the last activation report, by task type
+        self.num_counted = 0
+        self._prompt_tokens, self._output_tokens = prompt_tokens, output_tokens
+        self._running: list[tuple[int, int]] = []  # heap of (step at which it ends, task)
+        self._anchor_s = 0.0  # when `_anchor_step` steps were done and the next began
+        self._anchor_step = 0
+        self._step_s = 0.0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def arrived(self, task: int, now_s: float) -> bool:
+        """The task is at the edge. True when the next boundary came nearer, to `turn_at_s`."""
+        self.queue.append(task)
+        return self.admitting and self.look_soon(now_s)
+
+    def look_soon(self, now_s: float) -> bool:
+        """A waiting task may find a free slot at the next boundary: True when that is nearer than the one known."""
+        if not self._running:
+            soon_s = now_s
+        elif len(self._running) >= self.site.max_batch or not self.queue:
+            return False
+        else:
+            passed = max(math.floor((now_s - self._anchor_s) / self._step_s), 0) if self._step_s > 0.0 else 0
+            soon_s = self._anchor_s + (passed + 1) * self._step_s
+        if soon_s >= self.turn_at_s:
+            return False
+        self.turn_at_s = soon_s
+        return True
+
+    def turn(self, now_s: float) -> tuple[list[int], list[int]]:
+        """The boundary at `turn_at_s`: tasks that ended with it, and tasks that begin."""
+        running, step = self._running, self._anchor_step
+        if running:
+            step = running[0][0] if self._step_s <= 0.0 else step + round((now_s - self._anchor_s) / self._step_s)
+        ended = []
+        while running and running[0][0] <= step:
+            ended.append(heapq.heappop(running)[1])
+        begun: list[int] = []
+        if self.admitting:
+            while self.queue and len(running) < self.site.max_batch:
+                task = self.queue.popleft()
+                begun.append(task)
+                heapq.heappush(running, (step + self._output_tokens[task], task))
+        self._anchor_step = step
+        if not running:
+            self.turn_at_s = math.inf
+            return ended, begun
+        times = self.site.step_times
+        self._anchor_s = now_s
+        if begun:
+            self._anchor_s += times.prefill_base_s + times.prefill_token_s * sum(self._prompt_tokens[task] for task in begun)
+        self._step_s = times.step_base_s + times.step_row_s * len(running)
+        self.turn_at_s = self._anchor_s + (running[0][0] - step) * self._step_s
+        return ended, begun

@@ -1,0 +1,127 @@
+"""A model as `measuring.py` measured it: a mix that was not measured is served by the nearest one that was."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadgen.simulator.errors import ProfileError
+from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, mix_name
+from services.core.merging.mix import distance
+from services.core.offload.values import StepTimes
+
+FORMAT = 1
+COUNTS_PER = 100  # activation counts are kept for so many tasks, as whole numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    share: float
+    mix: Mapping[str, float]
+    stated_quality: Mapping[str, float]
+    quality: Mapping[str, float]
+    profiles: Mapping[str, PerTask]
+    model_bytes: int
+    build_s: float
+
+
+class MeasuredModel:
+    """Quality and routing are those of the measured mix at the smallest total variation (ties: the first by name), at the largest
+    measured memory share that fits. f' is of the mix that was asked for."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        shape = (int(document["num_layers"]), int(document["num_experts"]))
+        self._task_types = tuple(sorted(document["task_types"]))
+        self._step_times = StepTimes(**document["step_times"])
+        self._lengths = {t: np.array(document["lengths"][t], dtype=np.int64) for t in self._task_types}
+        rows = [
+            _Row(
+                float(told["share"]),
+                told["mix"],
+                told["stated_quality"],
+                told["quality"],
+                {t: unpacked(told["counts"][t], shape) for t in self._task_types},
+                int(told["model_bytes"]),
+                float(told["build_s"]),
+            )
+            for told in document["versions"]
+        ]
+        self._rows = sorted(rows, key=lambda row: (row.share, mix_name(row.mix)))
+        if not self._rows:
+            raise ProfileError("versions: the profile has none; measure at least one")
+        full = document["full_quality"]
+        self._full = _Row(
+            1.0,
+            {},
+            full,
+            full,
+            {t: unpacked(document["full_counts"][t], shape) for t in self._task_types},
+            int(document["full_bytes"]),
+            0.0,
+        )
+        self._made: dict[tuple[str, float], SimulatedVersion] = {}
+
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        return self._task_types
+
+    @property
+    def step_times(self) -> StepTimes:
+        return self._step_times
+
+    def version(self, mix: Mapping[str, float], memory_share: float) -> SimulatedVersion:
+        row = self._row(mix, memory_share)
+        key = (mix_name(mix), row.share)
+        if key not in self._made:
+            told = f"{key[0]}@{row.share:.0%}"
+            self._made[key] = SimulatedVersion(told, dict(mix), row.stated_quality, row.quality, row.profiles, row.model_bytes, row.build_s)
+        return self._made[key]
+
+    def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
+        """Drawn from the tasks that were measured."""
+        kept = self._lengths[task_type]
+        drawn = kept[rng.integers(len(kept), size=num_tasks)]
+        return Lengths(drawn[:, 0], drawn[:, 1], np.maximum(drawn[:, 2], 1))
+
+    def mean_output_tokens(self) -> dict[str, float]:
+        return {t: float(kept[:, 2].mean()) for t, kept in self._lengths.items()}
+
+    def _row(self, mix: Mapping[str, float], memory_share: float) -> _Row:
+        if memory_share >= 1.0:
+            return self._full
+        shares = sorted({row.share for row in self._rows if row.share <= memory_share + 1e-9})
+        if not shares:
+            least = min(row.share for row in self._rows)
+            raise ProfileError(f"memory_share is {memory_share:g}: the profile has measured {least:g} and more")
+        fitting = [row for row in self._rows if row.share == shares[-1]]
+        return min(fitting, key=lambda row: round(distance(mix, row.mix), 9))
+
+
+def read_profile(path: Path) -> MeasuredModel:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path}: cannot be read as a profile ({error}); make one with python -m loadgen.simulator.measuring") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ProfileError(f"{path}: not a profile of format {FORMAT}; make one with python -m loadgen.simulator.measuring")
+    try:
+        return MeasuredModel(document)
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise ProfileError(f"{path}: {error!r} is missing or broken; make the profile again") from error
+
+
+def packed(counts_per_task: PerTask) -> str:
+    whole = np.minimum(np.rint(counts_per_task * COUNTS_PER), 65535).astype("<u2")
+    return base64.b64encode(zlib.compress(whole.tobytes(), 9)).decode()
+
+
+def unpacked(text: str, shape: tuple[int, int]) -> PerTask:
+    whole = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<u2")
+    return whole.reshape(shape).astype(np.float64) / COUNTS_PER

@@ -1,0 +1,75 @@
+"""What the simulator asks of a model: which versions can be built, how good they are, what their routers show, how long answers are.
+
+Two kinds: `measured.py` reads a profile of a real model, `stated.py` draws one from stated distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.merging.mix import expected
+from services.core.merging.values import Frequencies, normalised
+from services.core.offload.values import StepTimes
+
+PerTask = NDArray[np.float64]  # (num_layers, num_experts) expected activation counts of one task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SimulatedVersion:
+    """A model version: what its manifest states, and what it turns out to be worth. Equal requests give the same version."""
+
+    version: str
+    mix: Mapping[str, float]
+    stated_quality: Mapping[str, float]  # in the manifest, from calibration items: what predictions start from
+    quality: Mapping[str, float]  # expected score of an answer: what users get
+    profiles: Mapping[str, PerTask]  # by task type, on this version
+    model_bytes: int
+    build_s: float
+
+    @property
+    def reference(self) -> Frequencies:
+        """f': what this version shows for the mix it was built for."""
+        return normalised(expected(self.profiles, self.mix))
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Lengths of tasks, drawn together: (num_tasks,) each."""
+
+    prompt_bytes: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+
+
+class SimulatedModel(Protocol):
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        """Sorted."""
+        ...
+
+    @property
+    def step_times(self) -> StepTimes:
+        """Of an edge with speed 1."""
+        ...
+
+    def version(self, mix: Mapping[str, float], memory_share: float) -> SimulatedVersion:
+        """The model merged for this mix into the memory that holds this share of all experts; a share of 1 is the unmerged model."""
+        ...
+
+    def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
+        """At least one token each."""
+        ...
+
+    def mean_output_tokens(self) -> Mapping[str, float]:
+        """By task type, as calibration of the base model would tell."""
+        ...
+
+
+def mix_name(mix: Mapping[str, float]) -> str:
+    """`facts.80+question.20`: part of a version's id."""
+    return "+".join(f"{t}.{round(share * 100):d}" for t, share in sorted(mix.items()) if share > 0)
