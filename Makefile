@@ -10,6 +10,8 @@ WORKERS ?= 2
 # SLOW=1 runs the slow tests too.
 SLOW ?=
 OUT ?= out/demo
+# Overlays and options for `make up` and `make down`: COMPOSE="-f docker-compose.yml -f infra/compose.gpu.yml"
+COMPOSE ?=
 MODEL_OUT ?= infra/demo-model
 
 VENV := .venv
@@ -19,9 +21,9 @@ PROTOS := $(sort $(wildcard proto/moedge/v1/*.proto))
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 
 # Each test process gets one thread: torch would take every core for each of them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(if $(SLOW),--slow)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(if $(SLOW),--slow)
 
-.PHONY: help install demo demo-model test check format lint types imports proto proto-check buf unit clean
+.PHONY: help install demo demo-model test check format lint types imports proto proto-check buf unit up down e2e faults clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "no virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) '$(TORCH)')
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[worker,report,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[worker,report,otel,dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Replay a drifting load twice on the shipped model; the report lands in out/demo
@@ -95,6 +97,28 @@ proto-check: $(STAMP) ## The generated modules are those of the protos
 	@for kept in proto/moedge/v1/*_pb2*; do \
 		test -e "build/proto-check/moedge/v1/$$(basename $$kept)" || { echo "$$kept belongs to no proto: remove it" >&2; exit 1; }; \
 	done
+
+# What `make up` needs, said in one line where it is missing.
+define engine
+@command -v docker >/dev/null || { echo "docker is not installed: the stack in containers needs a Docker engine with docker compose" >&2; exit 1; }
+@docker compose version >/dev/null 2>&1 || { echo "docker compose is missing: install the Compose plugin of Docker" >&2; exit 1; }
+@docker info >/dev/null 2>&1 || { echo "no Docker engine answers: start it, or join its group (docker info says more)" >&2; exit 1; }
+endef
+
+up: ## Build the images and bring the whole stack up, healthy, in containers
+	$(engine)
+	docker compose $(COMPOSE) up --build --wait --wait-timeout 300 --quiet-pull
+	@echo "broker at $$(docker compose port broker 50051), try: moedge status --target $$(docker compose port broker 50051)"
+
+down: ## Remove the containers, networks and volumes of the stack
+	$(engine)
+	docker compose $(COMPOSE) --profile '*' down --volumes --remove-orphans
+
+e2e: $(STAMP) ## Drive and break the stack that `make up` started (15 minutes)
+	$(BIN)/pytest -m e2e --e2e -rs tests/e2e $(if $(JUNIT),--junitxml=$(JUNIT))
+
+faults: $(STAMP) ## The same faults at full counts and durations (an hour or more)
+	$(BIN)/pytest -m e2e --e2e --faults full -rs tests/e2e/test_faults.py
 
 clean: ## Remove the environment and everything made
 	rm -rf $(VENV) build out .mypy_cache .ruff_cache .import_linter_cache .hypothesis

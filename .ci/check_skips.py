@@ -11,13 +11,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def allowed_reasons() -> list[str]:
     """What this machine cannot have. Where it is root, it has installed Java and Redis; Kafka comes with ../shared."""
-    allowed = ["no CUDA device"]
+    # The last three: e2e tests in `make test` (`make e2e` never says it), and faults that a build has no time for.
+    allowed = ["no CUDA device", "the stack is not up", "run with --e2e", "only with --faults full"]
     if shutil.which("docker") is None:
         allowed.append("no Docker engine")
     if not (REPOSITORY.parent / "shared").is_dir():
         allowed += ["no ../shared", "../shared", "no Kafka"]
     if os.geteuid() != 0:
-        allowed += ["no Kafka", "no Redis"]
+        allowed += ["no Kafka", "no Redis", "needs root", "needs prometheus", "needs promtool"]
     return allowed
 
 

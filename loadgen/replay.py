@@ -24,7 +24,7 @@ from moedge.v1 import broker_pb2, broker_pb2_grpc, worker_pb2
 from services.core.workload.load import PlannedTask
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.codec import seconds
-from services.runtime.net import channel
+from services.runtime.net import PLAINTEXT, Network
 from services.runtime.status import failure_of
 from services.tasks.scoring import SCORERS
 from services.tasks.values import TaskItem, TaskSet
@@ -46,6 +46,7 @@ async def replay(
     *,
     feed: UpdateFeed | None = None,
     clock: Clock | None = None,
+    network: Network = PLAINTEXT,
 ) -> ReplayResult:
     """Send `plan` to the broker at `target` and wait for every task's end.
 
@@ -53,7 +54,7 @@ async def replay(
     """
     if not plan:
         raise ReplayError("plan is empty: raise the rate or the duration")
-    async with channel(target) as connection:
+    async with network.channel(target, "broker") as connection:
         run = _Run(connection, target, plan, _by_id(items, plan), items, options, view or QuietView(), feed, clock or SystemClock())
         return await run.execute()
 

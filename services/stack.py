@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -21,15 +21,18 @@ from services.broker.service import Broker
 from services.broker.settings import BrokerSettings
 from services.controller.service import Controller
 from services.controller.settings import ControllerSettings
+from services.core.merging.mix import first_mix
 from services.core.workload.mixes import TaskMix
 from services.merger.service import Merger
+from services.merger.servicer import weights_of
 from services.merger.settings import MergerSettings
-from services.model.memory import budget_for
 from services.runtime.clock import Clock, SystemClock
-from services.runtime.edges import EdgeConfig, ModelBytes, default_edges, home_region, read_edges
+from services.runtime.edges import EdgeConfig, default_edges, home_region, read_edges
+from services.runtime.errors import SettingsError
 from services.runtime.eventlog import EventLog
 from services.runtime.eventlog_memory import MemoryBroker, MemoryEventLog
 from services.runtime.net import channel
+from services.runtime.settings import ServiceSettings
 from services.runtime.status import no_edge
 from services.runtime.store import open_redis
 from services.worker.service import Worker
@@ -37,8 +40,10 @@ from services.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+
 READY_WITHIN_S = 15.0
-FIRST_LEAD = 0.8  # share of the task type that leads an edge's first mix
+FIRST_WORKER_PORT = 3  # metrics ports count on from the broker's: controller 1, merger 2, then the workers
 READY_POLL_S = 0.1
 LIST_TIMEOUT_S = 2.0
 
@@ -59,6 +64,7 @@ class StackSettings:
     quality_scale: float = 1.0
     host: str = "127.0.0.1"
     port: int = 0  # of the broker
+    metrics_port: int | None = None  # of the broker's metrics; controller, merger and workers follow with the next ones. 0: any free ones
     dtype: str = "float32"
     device: str = "cpu"
     torch_threads: int = 1  # several edges share the cores
@@ -117,6 +123,13 @@ class Stack:
         task_type = builder.calibration.profiles.task_types[0]
         return builder.items(task_type)[0].prompt, task_type
 
+    @property
+    def metrics_ports(self) -> dict[str, int | None]:
+        """By service; None where no metrics are served."""
+        assert self._broker is not None, "the stack is not entered"
+        ports = {"broker": self._broker.metrics_port, "controller": self.controller.metrics_port, "merger": self.merger.metrics_port}
+        return ports | {name: worker.metrics_port for name, worker in self.workers.items()}
+
     def description(self) -> dict[str, object]:
         """Where everything listens, JSON-ready."""
         return {
@@ -124,6 +137,7 @@ class Stack:
             "merger": self.merger.address,
             "controller": self.controller.address,
             "workers": {name: worker.address for name, worker in self.workers.items()},
+            "metrics": {name: port for name, port in self.metrics_ports.items() if port is not None},
             "base_model": self.merger.builder.base.base_id,
             "example": dict(zip(("prompt", "task_type"), self.example, strict=True)),
         }
@@ -150,13 +164,14 @@ class Stack:
         await self._exit.enter_async_context(self._log)
         self._merger = await self._start_merger()
         self.edges = self._chosen_edges(self._merger)
-        for edge in self.edges:
+        for number, edge in enumerate(self.edges, FIRST_WORKER_PORT):
             self._say(f"edge {edge.name}: merging, loading, timing ({edge.memory_bytes} bytes, speed {edge.speed:g})")
-            worker = Worker(self._worker_settings(self._merger.address), edge, self._log, redis, self.clock)
+            worker_settings = _on_metrics_port(self._worker_settings(self._merger.address), number)
+            worker = Worker(worker_settings, edge, self._log, redis, self.clock)
             self.workers[edge.name] = await self._exit.enter_async_context(worker)
         self._say(f"controller: {settings.trigger}")
         self._controller = await self._exit.enter_async_context(
-            Controller(self._controller_settings(self._merger.address), self._log, redis, self.clock)
+            Controller(_on_metrics_port(self._controller_settings(self._merger.address), 1), self._log, redis, self.clock)
         )
         self._say(f"broker: {settings.policy}")
         self._broker = await self._exit.enter_async_context(
@@ -176,16 +191,13 @@ class Stack:
             "cache_dir": settings.cache_dir.expanduser() / "merger",
             "drain_s": 0.0,
             "port": 0,
+            "metrics_port": settings.metrics_port,
         }
-        return await self._exit.enter_async_context(Merger(MergerSettings.load(**given | dict(settings.merger)), self.clock))
+        merger_settings = _on_metrics_port(_in_plaintext(MergerSettings.load(**given | dict(settings.merger))), 2)
+        return await self._exit.enter_async_context(Merger(merger_settings, self.clock))
 
     def _chosen_edges(self, merger: Merger) -> tuple[EdgeConfig, ...]:
-        base = merger.builder.base
-        sizes = ModelBytes(
-            full=base.full_bytes,
-            non_expert=budget_for(base.model, base.full_bytes).non_expert_bytes,
-            num_experts=sum(layer.num_experts for layer in base.model.shape.layers),
-        )
+        sizes = weights_of(merger.builder.base)
         match self.settings.edges:
             case int(num_edges):
                 edges = default_edges(num_edges, sizes)
@@ -200,25 +212,23 @@ class Stack:
         )
 
     def _first_mix(self, edge: EdgeConfig, number: int, task_types: tuple[str, ...], full_bytes: int) -> TaskMix:
-        """What an edge starts from when its file does not say: with nothing known, every edge is led by a task type of its own (the paper
-        draws one at random), since edges that all begin alike would all know the same. Edges that hold everything begin alike."""
+        """What an edge starts from when its file does not say. Edges that hold everything begin alike."""
         regional = self.settings.regional_mixes.get(home_region(edge)) if edge.regions else None
         if regional or self.settings.initial_mix:
             return regional or self.settings.initial_mix
         if edge.memory_bytes >= full_bytes:
             return dict.fromkeys(task_types, 1 / len(task_types))
-        others = len(task_types) - 1
-        shares = dict.fromkeys(task_types, (1 - FIRST_LEAD) / others if others else 0.0)
-        return shares | {task_types[number % len(task_types)]: FIRST_LEAD if others else 1.0}
+        return first_mix(task_types, number)
 
     def _worker_settings(self, merger_address: str) -> WorkerSettings:
         directory = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="moedge-worker-", ignore_cleanup_errors=True))
         given = {"merger_address": merger_address, "cache_dir": Path(directory), "drain_s": self.settings.drain_s, "port": 0}
-        return WorkerSettings.load(**given | dict(self.settings.worker))
+        given |= {"metrics_port": self.settings.metrics_port}
+        return _in_plaintext(WorkerSettings.load(**given | dict(self.settings.worker)))
 
     def _controller_settings(self, merger_address: str) -> ControllerSettings:
-        given = {"merger_address": merger_address, "trigger": self.settings.trigger, "port": 0}
-        return ControllerSettings.load(**given | dict(self.settings.controller))
+        given = {"merger_address": merger_address, "trigger": self.settings.trigger, "port": 0, "metrics_port": self.settings.metrics_port}
+        return _in_plaintext(ControllerSettings.load(**given | dict(self.settings.controller)))
 
     def _broker_settings(self, merger_address: str) -> BrokerSettings:
         settings = self.settings
@@ -228,9 +238,10 @@ class Stack:
             "quality_scale": settings.quality_scale,
             "host": settings.host,
             "port": settings.port,
+            "metrics_port": settings.metrics_port,
             "drain_s": settings.drain_s,
         }
-        return BrokerSettings.load(**given | dict(settings.broker))
+        return _in_plaintext(BrokerSettings.load(**given | dict(settings.broker)))
 
     async def _every_edge_listed(self) -> None:
         """The broker knows every edge and finds it ready."""
@@ -252,3 +263,17 @@ class Stack:
             self._on_phase(phase)
         else:
             logger.info("%s", phase)
+
+
+def _in_plaintext(settings: SettingsT) -> SettingsT:
+    """What was asked to be secured is not served in the open."""
+    if settings.tls_cert is not None:
+        raise SettingsError(
+            f"{settings.variable('tls_cert')}: a stack in one process speaks plaintext; unset it, or start the services with moedge serve"
+        )
+    return settings
+
+
+def _on_metrics_port(settings: SettingsT, number: int) -> SettingsT:
+    """Services of one process cannot share a port: each takes the `number`th after the one that is set."""
+    return settings.model_copy(update={"metrics_port": settings.metrics_port + number}) if settings.metrics_port else settings

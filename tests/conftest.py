@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,31 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
+    parser.addoption("--e2e", action="store_true", help="drive and break the compose stack; without one that is up the tests fail")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that cannot run here are skipped with the reason, not left out silently. Those that need Kafka or Redis share one process."""
+    """Tests that cannot run here are skipped with the reason, not left out silently."""
     cannot = {
         "slow": None if config.getoption("--slow") else "slow: run with --slow (make test SLOW=1)",
-        "e2e": None if shutil.which("docker") else "no Docker engine",
+        "e2e": None if config.getoption("--e2e") else _no_e2e(items),
         "gpu": None if Path("/dev/nvidia0").exists() else "no CUDA device",
     }
     for item in items:
         for marker, reason in cannot.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if item.get_closest_marker("connected"):
-            item.add_marker(pytest.mark.xdist_group("connected"))
+
+
+def _no_e2e(items: list[pytest.Item]) -> str:
+    if not any(item.get_closest_marker("e2e") for item in items):
+        return ""
+    if shutil.which("docker") is None:
+        return "no Docker engine"
+    listed = subprocess.run(["docker", "compose", "ls", "--quiet"], capture_output=True, text=True, timeout=30, check=False)
+    if listed.returncode:
+        return "no Docker engine"
+    return "make e2e: run with --e2e" if "moedge" in listed.stdout.split() else "the stack is not up: make up"
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from loadgen.cli.console import CommandError
+import grpc
+import grpc.aio
+
+from loadgen.cli.console import CommandError, ExitCode
+from loadgen.cli.targets import address_of
 from moedge.v1 import broker_pb2, broker_pb2_grpc, inference_pb2, inference_pb2_grpc
-from services.runtime.net import channel, open_stream
+from services.runtime.net import PLAINTEXT, Network, open_stream
+from services.runtime.security import user_security
 
 CALL_TIMEOUT_S = 5.0
 
@@ -32,10 +38,20 @@ class BrokerClient:
                 yield response
 
 
+def user_network(ca: Path | None, token_file: Path | None) -> Network:
+    """How a user of the options --ca and --token-file reaches a broker."""
+    return Network(user_security(ca, token_file))
+
+
 @asynccontextmanager
-async def broker_at(target: str) -> AsyncIterator[BrokerClient]:
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdigit():
-        raise CommandError(f"target: {target!r} is not HOST:PORT, such as 127.0.0.1:50051")
-    async with channel(target) as open_channel:
-        yield BrokerClient(broker_pb2_grpc.BrokerServiceStub(open_channel), inference_pb2_grpc.InferenceServiceStub(open_channel))
+async def broker_at(target: str, network: Network = PLAINTEXT) -> AsyncIterator[BrokerClient]:
+    """An unreachable target that is so because of TLS ends the command with the reason."""
+    target = address_of(target)
+    async with network.channel(target, "broker") as open_channel:
+        try:
+            yield BrokerClient(broker_pb2_grpc.BrokerServiceStub(open_channel), inference_pb2_grpc.InferenceServiceStub(open_channel))
+        except grpc.aio.AioRpcError as error:
+            trouble = await network.trouble(target, "broker") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+            if trouble:
+                raise CommandError(trouble, ExitCode.UNREACHABLE) from error
+            raise

@@ -145,6 +145,19 @@ def table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | Se
     return made
 
 
+def narrow_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> Table:
+    """A table without lines between its columns, for many of them in 80 characters. Headings and figures are never cut."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=0, pad_edge=False, show_edge=False)
+    for n, name in enumerate(columns):
+        made.add_column(name, justify="left" if n < text_columns else "right", overflow="fold", no_wrap=n >= text_columns)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
 def in_bytes(num_bytes: float) -> str:
     for unit in ("B", "kB", "MB"):
         if num_bytes < 1000:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loadgen.cli.console import command, in_seconds, in_shares, print_json, stdout, table
-from loadgen.cli.options import TARGET, Alpha, Json, MaxTokens, Region, Target, TaskType
+from loadgen.cli.console import command, in_seconds, in_shares, narrow_table, print_json, stdout
+from loadgen.cli.options import TARGET, Alpha, Ca, Json, MaxTokens, Region, Target, TaskType, TokenFile
 
 if TYPE_CHECKING:
     from moedge.v1 import broker_pb2
+    from services.runtime.net import Network
 
 
 @command
@@ -22,23 +23,26 @@ def explain(
     region: Region = "",
     max_tokens: MaxTokens = 0,
     target: Target = TARGET,
+    ca: Ca = None,
+    token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
     """Show where a task would go and why: each edge's predicted times, quality and cost. Nothing is sent."""
+    from loadgen.cli.client import user_network
     from moedge.v1 import broker_pb2
 
     request = broker_pb2.ExplainRequest(prompt=prompt, max_tokens=max_tokens, user_id="cli", region=region, task_type=task, alpha=alpha)
-    explained = asyncio.run(_ask(request, target))
+    explained = asyncio.run(_ask(request, target, user_network(ca, token_file)))
     if json:
         print_json(as_json(explained))
     else:
         _print(explained)
 
 
-async def _ask(request: broker_pb2.ExplainRequest, target: str) -> broker_pb2.ExplainResponse:
+async def _ask(request: broker_pb2.ExplainRequest, target: str, network: Network) -> broker_pb2.ExplainResponse:
     from loadgen.cli.client import broker_at
 
-    async with broker_at(target) as client:
+    async with broker_at(target, network) as client:
         return await client.explain(request)
 
 
@@ -48,28 +52,28 @@ def _print(explained: broker_pb2.ExplainResponse) -> None:
     rows = [
         (
             f"[bold]{c.edge_id}[/bold]" if c.edge_id == explained.chosen else c.edge_id,
-            c.version[:12],
             in_seconds(seconds(c.uplink)),
             in_seconds(seconds(c.queue_wait)),
             in_seconds(seconds(c.inference)),
             in_seconds(seconds(c.downlink)),
             in_seconds(seconds(c.completion_time)),
-            f"{c.output_tokens:.1f}",
             f"{c.quality:.3f}",
             f"{c.cost:.3f}",
             str(c.outstanding_tasks),
         )
         for c in sorted(explained.candidates, key=lambda c: (c.cost, c.edge_id))
     ]
-    columns = ("edge", "version", "uplink", "wait", "inference", "downlink", "completion", "tokens", "quality", "cost", "tasks there")
+    columns = ("edge", "uplink", "wait", "inference", "downlink", "completion", "quality", "cost", "tasks")
+    output_tokens = next((f"   answer of {c.output_tokens:.1f} tokens" for c in explained.candidates), "")
     console = stdout()
     console.print(f"[bold]{explained.chosen or 'no edge'}[/bold]: {explained.reason} ({explained.policy})")
-    console.print(table("", columns, rows, text_columns=2))
+    console.print(narrow_table(columns, rows), soft_wrap=False)
     for edge in sorted(explained.excluded, key=lambda edge: edge.edge_id):
         console.print(f"[yellow]{edge.edge_id}: no candidate, {edge.reason}[/yellow]")
     console.print(
-        f"[dim]cost = completion - {explained.alpha:g} · {explained.quality_scale:g} s · quality   task types: "
-        f"{in_shares(dict(explained.posterior))}   decided in {seconds(explained.decision) * 1e6:.0f} µs[/dim]"
+        f"[dim]cost = completion - {explained.alpha:g} · {explained.quality_scale:g} s · quality{output_tokens}\n"
+        f"task types: {in_shares(dict(explained.posterior))}   decided in {seconds(explained.decision) * 1e6:.0f} µs[/dim]",
+        soft_wrap=False,
     )
 
 

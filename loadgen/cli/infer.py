@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli.console import CommandError, ExitCode, command, in_seconds, print_json, stderr
-from loadgen.cli.options import TARGET, Alpha, Json, MaxTokens, Region, Target, TaskType
+from loadgen.cli.options import TARGET, Alpha, Ca, Json, MaxTokens, Region, Target, TaskType, TokenFile
 
 if TYPE_CHECKING:
     from moedge.v1 import inference_pb2
+    from services.runtime.net import Network
 
 Prompt = Annotated[str, typer.Argument(help="The prompt; - reads standard input.", metavar="PROMPT")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the task in seconds.")]
@@ -30,17 +31,20 @@ def infer(
     user: User = "cli",
     timeout: Timeout = 60.0,
     target: Target = TARGET,
+    ca: Ca = None,
+    token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
     """Run one task and stream its answer.
 
     Exit codes: 0 answered, 1 ended in a status, 2 bad input, 3 cannot reach the target, 130 Ctrl-C.
     """
+    from loadgen.cli.client import user_network
     from moedge.v1 import inference_pb2
 
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     request = inference_pb2.GenerateRequest(prompt=text, max_tokens=max_tokens, user_id=user, region=region, task_type=task, alpha=alpha)
-    answer = asyncio.run(_run(request, target, timeout, quiet=json))
+    answer = asyncio.run(_run(request, target, user_network(ca, token_file), timeout, quiet=json))
     if answer.summary is None:
         raise CommandError("the stream ended without a summary; the broker was stopped", ExitCode.FAILED)
     if json:
@@ -56,11 +60,11 @@ class _Answer:
     restarts: list[str] = field(default_factory=list)
 
 
-async def _run(request: inference_pb2.GenerateRequest, target: str, timeout_s: float, quiet: bool) -> _Answer:
+async def _run(request: inference_pb2.GenerateRequest, target: str, network: Network, timeout_s: float, quiet: bool) -> _Answer:
     from loadgen.cli.client import broker_at
 
     answer = _Answer()
-    async with broker_at(target) as client:
+    async with broker_at(target, network) as client:
         async for response in client.generate(request, timeout_s):
             match response.WhichOneof("event"):
                 case "accepted":

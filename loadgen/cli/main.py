@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loadgen.cli import demo, edges, explain, infer, merge, profile, replay, serve, status, up
+from loadgen.cli import certs, demo, edges, explain, infer, merge, profile, replay, serve, simulate, status, topics, up
 
 app = typer.Typer(
     name="moedge",
@@ -20,8 +20,11 @@ app.command()(infer.infer)
 app.command()(status.status)
 app.command()(explain.explain)
 app.command()(replay.replay)
+app.command()(simulate.simulate)
 app.command()(demo.demo)
 app.command()(merge.merge)
 app.command()(profile.profile)
+app.command()(topics.topics)
+app.command()(certs.certs)
 app.add_typer(edges.app, name="edges")
 app.add_typer(serve.app, name="serve")

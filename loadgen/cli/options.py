@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +11,26 @@ import typer
 
 from loadgen.cli.places import DEFAULT_TARGET
 
+
+def _files(package: str) -> str:
+    """Registered names, one a file; without importing the package, so that `moedge --help` loads no numpy."""
+    found = importlib.util.find_spec(package)
+    assert found is not None
+    return ", ".join(sorted(m.name for m in pkgutil.iter_modules(found.submodule_search_locations) if not m.name.startswith("_")))
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Target = Annotated[str, typer.Option(help="Address of the broker.", metavar="HOST:PORT")]
+Target = Annotated[
+    str,
+    typer.Option(
+        envvar="MOEDGE_TARGET", help="Address of the broker; of a range of ports the first that answers.", metavar="HOST:PORT[-PORT]"
+    ),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="MOEDGE_CA", help="Authority of a secured stack (ca.pem of `moedge certs`): talk TLS.", metavar="FILE"),
+]
+TokenFile = Annotated[Path | None, typer.Option(envvar="MOEDGE_TOKEN_FILE", help="Your token for a secured stack; a file.", metavar="FILE")]
 Model = Annotated[
     str | None, typer.Option(help="Checkpoint directory or hub id; without it the demo model of the checkout.", metavar="DIR|HUB-ID")
 ]
@@ -23,8 +43,8 @@ Tasks = Annotated[
     ),
 ]
 Edges = Annotated[str, typer.Option(help="How many edge servers (small, medium, large in turn), or an edges file.", metavar="N|FILE")]
-Policy = Annotated[str, typer.Option(help="Offload policy: onto, round_robin, least_loaded or random.")]
-Trigger = Annotated[str, typer.Option(help="Merge trigger: jtom, periodic or never.")]
+Policy = Annotated[str, typer.Option(help=f"Offload policy: {_files('services.core.offload.policies')}.")]
+Trigger = Annotated[str, typer.Option(help=f"Merge trigger: {_files('services.core.merging.triggers')}.")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights served: float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; cuda fails where there is none.")]
 QualityScale = Annotated[float, typer.Option(min=1e-9, help="Seconds that a full point of quality is worth to a user with alpha 1.")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadgen.cli.console import CommandError
 
-DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TARGET = "127.0.0.1:50051-50059"
 DEFAULT_PORT = 50051
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

@@ -17,6 +17,7 @@ from loadgen.cli.console import CommandError, ExitCode, command, print_json, std
 from loadgen.cli.mixes import MIX_HELP, mix_of
 from loadgen.cli.places import tasks_or_toy
 from loadgen.cli.stacks import StackOptions, stack_settings
+from loadgen.cli.targets import address_of
 
 if TYPE_CHECKING:
     from loadgen.results import ReplayResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from services.core.workload.arrivals import Instants
     from services.core.workload.load import PlannedTask
     from services.core.workload.mixes import DriftingMix
+    from services.runtime.net import Network
     from services.tasks.values import TaskSet
 
 
@@ -44,8 +46,11 @@ def replay(
     model: options.Model = None,
     tasks: options.Tasks = None,
     target: Annotated[
-        str | None, typer.Option(help="A stack that runs already; without it one is started here.", metavar="HOST:PORT")
+        str | None,
+        typer.Option(envvar="MOEDGE_TARGET", help="A stack that runs already; without it one is started here.", metavar="HOST:PORT[-PORT]"),
     ] = None,
+    ca: options.Ca = None,
+    token_file: options.TokenFile = None,
     edges: options.Edges = "3",
     policy: options.Policy = "onto",
     trigger: options.Trigger = "jtom",
@@ -73,6 +78,8 @@ def replay(
 
     Prints accuracy by task type. Traces have no task types: those are drawn from the mix. Exit code 1 if any task was not completed.
     """
+    from loadgen.cli.client import user_network
+    from services.runtime.net import PLAINTEXT
     from services.tasks.sources import open_tasks
 
     if target is not None and any(value is not None for value in (model, cache)):
@@ -82,7 +89,8 @@ def replay(
     chosen = StackOptions(edges, model, tasks, policy, trigger, quality_scale, dtype, device, threads, cache)
     settings = stack_settings(chosen) if target is None else {}
     replay_options = _Options(max_tokens, deadline, not hide_task_type, out, json)
-    result = asyncio.run(_run(load, target, settings, replay_options))
+    network = user_network(ca, token_file) if target is not None else PLAINTEXT
+    result = asyncio.run(_run(load, target, network, settings, replay_options))
     data = _report(result, out, items.name, trace)
     if json:
         print_json({**data, "accuracy": _accuracy(result)})
@@ -119,14 +127,14 @@ def _arrivals(trace: Path | None, speed: float, rate_per_s: float, duration_s: f
     return arrivals
 
 
-async def _run(load: _Load, target: str | None, settings: dict[str, Any], chosen: _Options) -> ReplayResult:
+async def _run(load: _Load, target: str | None, network: Network, settings: dict[str, Any], chosen: _Options) -> ReplayResult:
     from loadgen.options import ReplayOptions
     from loadgen.replay import replay as replay_plan
     from loadgen.view import view_for
 
     view = view_for(stderr(), quiet=chosen.quiet)
     async with _target(target, settings, view) as (address, feed):
-        plan = _plan(load, await _regions(address))
+        plan = _plan(load, await _regions(address, network))
         replay_options = ReplayOptions(
             deadline_s=chosen.deadline_s,
             max_tokens=chosen.max_tokens,
@@ -134,14 +142,14 @@ async def _run(load: _Load, target: str | None, settings: dict[str, Any], chosen
             records_path=chosen.out / "records.jsonl" if chosen.out else None,
             mix=load.mix,
         )
-        return await replay_plan(address, plan, load.items, replay_options, view, feed=feed)
+        return await replay_plan(address, plan, load.items, replay_options, view, feed=feed, network=network)
 
 
 @asynccontextmanager
 async def _target(target: str | None, settings: dict[str, Any], view: ReplayView) -> AsyncIterator[tuple[str, UpdateFeed | None]]:
     """The broker to send to: the one given, or that of a stack in a process of its own, so that its computing delays no send."""
     if target is not None:
-        yield target, None
+        yield address_of(target), None
         return
     from loadgen.child import ChildStack
     from loadgen.stack_child import MERGE, PHASE, serve_stack
@@ -161,11 +169,11 @@ async def _target(target: str | None, settings: dict[str, Any], view: ReplayView
         yield addresses["broker"], feed
 
 
-async def _regions(address: str) -> tuple[str, ...]:
+async def _regions(address: str, network: Network) -> tuple[str, ...]:
     """User regions that some edge has a link from."""
     from loadgen.cli.client import broker_at
 
-    async with broker_at(address) as client:
+    async with broker_at(address, network) as client:
         listed = await client.list_edges()
     return tuple(sorted({region for edge in listed.edges for region in edge.links})) or ("",)
 

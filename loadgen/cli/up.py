@@ -38,6 +38,12 @@ def up(
     quality_scale: options.QualityScale = 1.0,
     host: Annotated[str, typer.Option(help="Address the broker listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0: any free one.")] = DEFAULT_PORT,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65000, help="Port of the broker's Prometheus metrics; the other services take the next ones. 0: any free ones."
+        ),
+    ] = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = 1,
@@ -56,7 +62,7 @@ def up(
     from services.stack import StackSettings
 
     configure("human", log_level.value)
-    asyncio.run(_serve(StackSettings(**given, host=host, port=port), json))
+    asyncio.run(_serve(StackSettings(**given, host=host, port=port, metrics_port=metrics_port), json))
     _end_at_once()
 
 
@@ -95,4 +101,6 @@ def _announce(stack: Stack, json: bool) -> None:
     console.print(f"  moedge infer {quoted} --task {task_type}{target}", markup=False)
     console.print(f"  moedge explain {quoted} --task {task_type}{target}", markup=False)
     console.print(f"  moedge status{target} --watch", markup=False)
+    if metrics := ", ".join(f"{name} {port}" for name, port in stack.metrics_ports.items() if port is not None):
+        console.print(f"[dim]metrics: http://127.0.0.1:PORT/metrics of {metrics}[/dim]")
     console.print("[dim]Ctrl-C drains and ends[/dim]")

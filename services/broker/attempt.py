@@ -17,6 +17,7 @@ from services.core.offload.values import Candidate, Link, Task
 from services.runtime.clock import Clock
 from services.runtime.codec import duration
 from services.runtime.net import open_stream
+from services.runtime.scope import outgoing
 from services.runtime.status import RpcFailure, failure_of
 
 
@@ -112,7 +113,7 @@ class Attempt:
 
     async def _stream(self) -> inference_pb2.Summary:
         summary: inference_pb2.Summary | None = None
-        call = self._edge.inference.Generate(self._request(), timeout=self._left_s())
+        call = self._edge.inference.Generate(self._request(), timeout=self._left_s(), metadata=outgoing())
         with self._edge.calling(call):
             async with open_stream(call) as responses:
                 async for response in responses:

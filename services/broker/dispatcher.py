@@ -17,6 +17,7 @@ from moedge.v1 import inference_pb2
 from services.broker.attempt import Attempt, EdgeLostError, Progress, VersionGoneError, deadline_passed
 from services.broker.edges import EdgeView
 from services.broker.knowledge import Knowledge
+from services.broker.metrics import BrokerMetrics
 from services.broker.settings import BrokerSettings
 from services.broker.tasks import TaskBook, TaskRecord
 from services.broker.validation import DEFAULT_LINK
@@ -26,7 +27,9 @@ from services.runtime.clock import Clock
 from services.runtime.codec import duration, seconds
 from services.runtime.eventlog import OutboxFullError
 from services.runtime.events import EventWriter
+from services.runtime.scope import within
 from services.runtime.status import RpcFailure, edge_died, failure_for, internal, no_edge, predicted_late, queue_full
+from services.runtime.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Parts:
     clock: Clock
     settings: BrokerSettings
     broker_id: str
+    metrics: BrokerMetrics
+    tracer: Tracer
 
 
 def make_task(parts: Parts, record: TaskRecord) -> Task:
@@ -76,6 +81,11 @@ class Dispatcher:
         """Serve the task to its end; the record tells its followers. Never raises but for cancellation."""
         parts = self._parts
         progress = Progress(make_task(parts, record), record)
+        with within(task_id=record.task_id):
+            await self._run(progress)
+
+    async def _run(self, progress: Progress) -> None:
+        parts, record = self._parts, progress.record
         try:
             await self._serve(progress)
         except asyncio.CancelledError:
@@ -101,18 +111,23 @@ class Dispatcher:
         while True:
             if progress.num_attempts >= self._parts.settings.max_attempts:
                 raise self._given_up(progress, last)
-            decision = self._decide(progress, tried, last)
+            with self._parts.tracer.span("decide"):
+                decision = self._decide(progress, tried, last)
             edge_id = decision.chosen[0]
+            self._parts.metrics.decided(edge_id, decision.reason, progress.decision_s)
             try:
-                await self._attempt(progress, edge_id)
+                with self._parts.tracer.span("dispatch", kind="client", attributes={"edge_id": edge_id, "reason": decision.reason}):
+                    await self._attempt(progress, edge_id)
                 return
             except VersionGoneError:
                 self._withdraw(progress)
+                self._parts.metrics.rerouted("VERSION_GONE")
                 progress.resumed = False
                 progress.restart_reason = "the edge no longer serves the version that the tokens came from"
             except EdgeLostError as lost:
                 self._withdraw(progress)
                 tried, last = tried | {edge_id}, lost.failure
+                self._parts.metrics.rerouted(lost.failure.reason)
                 progress.resumed = False
                 link = self._parts.edges.find(edge_id)
                 if lost.dead and link is not None:
@@ -199,6 +214,7 @@ class Dispatcher:
             ),
             task_type=record.task_type,
         )
+        parts.metrics.completed(record.task_type, visible_at_s - record.arrived_at_s, candidate.completion_time_s, candidate.quality)
         record.version = version
         record.add(inference_pb2.GenerateResponse(summary=told), visible_at_s)
         record.end()
@@ -278,6 +294,7 @@ class Dispatcher:
             kind = "failed" if progress.num_attempts else "rejected"
             edge = {"edge_id": progress.candidate.edge_id, "version": progress.version} if progress.candidate else {}
             self._write(progress, kind, status=failure.code.name, reason=failure.reason, **edge)
+            self._parts.metrics.ended(kind, record.task_type, failure.reason)
         record.end(failure)
 
     def _write(self, progress: Progress, kind: str, **fields: Any) -> None:
@@ -286,7 +303,8 @@ class Dispatcher:
             self._event(progress, kind, **fields)
         except OutboxFullError:
             self.num_unwritten_events += 1
-            logger.error("outbox full: the end of task %s (%s) was not written", progress.task.task_id, kind)
+            task_id = progress.task.task_id
+            logger.error("outbox full: the end of task %s (%s) was not written", task_id, kind, extra={"task_id": task_id})
 
     def _event(self, progress: Progress, kind: str, **fields: Any) -> None:
         task, record = progress.task, progress.record

@@ -18,10 +18,11 @@ import grpc.aio
 from moedge.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from services.broker.settings import BrokerSettings
 from services.core.offload.engine import OffloadEngine
+from services.core.offload.unclaimed import unclaimed_work
 from services.core.offload.values import EdgeSnapshot, EdgeState, Work
 from services.runtime.clock import Clock
 from services.runtime.codec import entry_to_snapshot
-from services.runtime.net import Cancellable, channel
+from services.runtime.net import PLAINTEXT, Cancellable, Network
 from services.runtime.status import failure_of, not_found
 from services.runtime.store import EdgeRegistry, WaitStore
 
@@ -40,13 +41,19 @@ class EdgeLink:
     channel: grpc.aio.Channel
     reachable: bool = True
     num_missed: int = 0
+    answered: bool = False  # at least once
+    num_running: int = 0  # tasks, as the edge said last
+    num_queued: int = 0
+    num_tasks_by_broker: Mapping[str, int] = field(default_factory=dict)
     calls: set[Cancellable] = field(default_factory=set)
+    newest: dict[str, int] = field(default_factory=dict)  # sequence number by process of the worker: its epoch
     inference: inference_pb2_grpc.InferenceServiceAsyncStub = field(init=False)
     worker: worker_pb2_grpc.WorkerServiceAsyncStub = field(init=False)
 
     def __post_init__(self) -> None:
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.worker = worker_pb2_grpc.WorkerServiceStub(self.channel)
+        self.newest[self.entry.epoch] = self.entry.sequence
 
     @property
     def edge_id(self) -> str:
@@ -63,21 +70,37 @@ class EdgeLink:
 
     def take(self, entry: worker_pb2.EdgeEntry, now_s: float) -> None:
         """Keep the newer of what is known and what came. A new process of the worker counts its entries anew."""
+        if self.is_of_the_past(entry):
+            return
         self.heard_at_s = now_s
         if entry.epoch != self.entry.epoch:
             self.reachable, self.num_missed = True, 0
         elif entry.sequence <= self.entry.sequence:
             return
         self.entry, self.received_at_s = entry, now_s
+        self.newest[entry.epoch] = entry.sequence
+
+    def is_of_the_past(self, entry: worker_pb2.EdgeEntry) -> bool:
+        """Whether it is from a process before this one and was seen already: all that is known of the registry while Redis is away."""
+        return entry.epoch != self.entry.epoch and entry.sequence <= self.newest.get(entry.epoch, -1)
 
 
 class EdgeView:
-    def __init__(self, registry: EdgeRegistry, waits: WaitStore, engine: OffloadEngine, clock: Clock, settings: BrokerSettings) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        registry: EdgeRegistry,
+        waits: WaitStore,
+        engine: OffloadEngine,
+        clock: Clock,
+        settings: BrokerSettings,
+        network: Network = PLAINTEXT,
+    ) -> None:
+        self.registry = registry
         self._waits = waits
         self._engine = engine
         self._clock = clock
         self._settings = settings
+        self._network = network
         self._links: dict[str, EdgeLink] = {}
         self._others: Mapping[str, Work] = {}
         self._snapshots: tuple[EdgeSnapshot, ...] = ()
@@ -101,7 +124,7 @@ class EdgeView:
 
     @property
     def connected(self) -> bool:
-        return self._registry.connected and self._waits.connected
+        return self.registry.connected and self._waits.connected
 
     def find(self, edge_id: str) -> EdgeLink | None:
         return self._links.get(edge_id)
@@ -114,7 +137,13 @@ class EdgeView:
         return found
 
     def others(self, edge_id: str) -> Work:
-        return self._others.get(edge_id, Work())
+        """Work there that is not this broker's: as the other brokers publish it, and what the edge has of brokers that do not."""
+        link = self._links.get(edge_id)
+        published = self._others.get(edge_id, Work())
+        if link is None or not link.num_tasks_by_broker:
+            return published
+        claimed = self._waits.living | {self._waits.broker_id}
+        return published + unclaimed_work(link.num_tasks_by_broker, claimed, self._engine.predictors.output_length.usual_tokens)
 
     def eject(self, link: EdgeLink, why: str) -> None:
         """No task goes there until it answers again; calls that it has end now and are sent elsewhere."""
@@ -128,7 +157,7 @@ class EdgeView:
 
     async def poll(self) -> None:
         """One look at the registry and at the other brokers' work."""
-        entries = await self._registry.all()
+        entries = await self.registry.all()
         now_s = self._clock.now_s()
         for edge_id, entry in entries.items():
             await self._see(edge_id, entry, now_s)
@@ -156,6 +185,9 @@ class EdgeView:
 
     async def _see(self, edge_id: str, entry: worker_pb2.EdgeEntry, now_s: float) -> None:
         link = self._links.get(edge_id)
+        newest = link.newest if link is not None else {}
+        if link is not None and link.is_of_the_past(entry):
+            return
         if link is not None and link.entry.address != entry.address:
             self.eject(link, f"moved to {entry.address}")
             await link.channel.close(None)
@@ -166,9 +198,13 @@ class EdgeView:
             link = None
         if link is None:
             logger.info("edge %s at %s serves %s", edge_id, entry.address, entry.version[:12])
-            self._links[edge_id] = EdgeLink(entry, now_s, now_s, channel(entry.address))
+            self._links[edge_id] = EdgeLink(entry, now_s, now_s, self._network.channel(entry.address, "worker"), newest=newest)
         else:
             link.take(entry, now_s)
+
+    async def _say_tls_trouble(self, link: EdgeLink) -> None:
+        if trouble := await self._network.trouble(link.entry.address, "worker", timeout_s=self._settings.heartbeat_s):
+            logger.error("%s", trouble, extra={"edge_id": link.edge_id})
 
     async def _heartbeat(self, link: EdgeLink) -> None:
         try:
@@ -177,13 +213,24 @@ class EdgeView:
             link.num_missed += 1
             failure = failure_of(error)
             if failure.code is grpc.StatusCode.UNAVAILABLE:
+                was_reachable = link.reachable
                 self.eject(link, failure.message)
+                if was_reachable and self._network.is_secure:
+                    await self._say_tls_trouble(link)
             elif self._is_silent(link):
-                self.eject(link, f"{link.num_missed} heartbeats in a row were not answered")
+                silence = f"{link.num_missed} heartbeats in a row were not answered"
+                self.eject(link, silence if link.answered else f"{silence}; does its advertised address {link.entry.address} lead here?")
             return
         except grpc.aio.UsageError:
             return  # the channel was closed meanwhile: the edge left
-        link.num_missed = 0
+        if status.entry.edge_id != link.edge_id:
+            # Addresses are handed out again, containers' above all; the registry soon says where this edge is.
+            link.num_missed += 1
+            self.eject(link, f"edge {status.entry.edge_id} answers at its address {link.entry.address}")
+            return
+        link.num_missed, link.answered = 0, True
+        link.num_running, link.num_queued = status.running_tasks, status.queued_tasks
+        link.num_tasks_by_broker = dict(status.tasks_by_broker)
         if not link.reachable:
             logger.info("edge %s answers again", link.edge_id)
             link.reachable = True
@@ -191,8 +238,10 @@ class EdgeView:
         self._rebuild()
 
     def _is_silent(self, link: EdgeLink) -> bool:
-        """An edge that renews its registry entry is busy or cut off from this broker alone: it is given longer."""
+        """An edge that renews its registry entry is busy or cut off from this broker alone: it is given longer, if it ever answered."""
         misses = self._settings.heartbeat_misses
+        if not link.answered:
+            return link.num_missed >= misses
         renewed_s = self._clock.now_s() - link.received_at_s
         return link.num_missed >= (misses if renewed_s > misses * self._settings.heartbeat_s else CUT_OFF_RATIO * misses)
 

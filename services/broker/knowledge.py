@@ -16,7 +16,7 @@ from services.core.offload.posterior import PromptPosterior
 from services.core.offload.predictors import Predictors
 from services.core.offload.values import EdgeSnapshot
 from services.runtime.clock import Clock
-from services.runtime.net import channel
+from services.runtime.net import PLAINTEXT, Network
 from services.runtime.status import failure_of
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ class Knowledge:
         return dict.fromkeys(sorted(self.task_types), 1.0 / len(self.task_types))
 
 
-async def learn_profiles(knowledge: Knowledge, merger_address: str, base_model: str, clock: Clock) -> None:
+async def learn_profiles(knowledge: Knowledge, merger_address: str, base_model: str, clock: Clock, network: Network = PLAINTEXT) -> None:
     """Ask the merger until it answers. Serving does not wait for this."""
-    wait_s = FIRST_RETRY_S
-    async with channel(merger_address) as merger:
+    wait_s, said = FIRST_RETRY_S, ""
+    async with network.channel(merger_address, "merger") as merger:
         stub = merger_pb2_grpc.MergerServiceStub(merger)
         while True:
             try:
@@ -67,5 +67,9 @@ async def learn_profiles(knowledge: Knowledge, merger_address: str, base_model: 
                 return
             except grpc.aio.AioRpcError as error:
                 logger.debug("merger at %s has no profiles yet: %s", merger_address, failure_of(error).message)
+                trouble = await network.trouble(merger_address, "merger") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+                if trouble and trouble != said:
+                    said = trouble
+                    logger.error("%s", trouble)
             await clock.sleep(wait_s)
             wait_s = min(2.0 * wait_s, LAST_RETRY_S)

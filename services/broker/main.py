@@ -12,15 +12,18 @@ from services.runtime.clock import SystemClock
 from services.runtime.errors import RuntimeFault
 from services.runtime.lifecycle import serve_until_signalled
 from services.runtime.logs import configure
+from services.runtime.net import Network
+from services.runtime.security import read_security
 from services.runtime.store import open_redis
 
 
 async def run(settings: BrokerSettings) -> None:
+    network = Network(read_security(settings, "broker", tokens_file=settings.tokens_file))
     clock = SystemClock()
     redis = open_redis(settings.redis_url)
     try:
         async with open_event_log(settings, clock, client_id="moedge-broker") as log:
-            await serve_until_signalled(Broker(settings, log, redis, clock), name="broker")
+            await serve_until_signalled(Broker(settings, log, redis, clock, network), name="broker")
     finally:
         await redis.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import grpc.aio
 from moedge.v1 import broker_pb2, broker_pb2_grpc, worker_pb2
 from services.broker.dispatcher import Parts, make_task
 from services.broker.edges import EdgeLink
+from services.broker.lag import LagWatch
 from services.broker.servicer import known
 from services.broker.tasks import TaskRecord
 from services.broker.validation import task_fields
@@ -19,13 +21,16 @@ from services.runtime.codec import duration, state_to_proto
 from services.runtime.eventlog import EventLog
 from services.runtime.status import failed_precondition, guarded, invalid_field, not_found
 
+logger = logging.getLogger(__name__)
+
 COMMAND_DEADLINE_S = 30.0
 
 
 class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
-    def __init__(self, parts: Parts, log: EventLog) -> None:
+    def __init__(self, parts: Parts, log: EventLog, lag: LagWatch) -> None:
         self._parts = parts
         self._log = log
+        self._lag = lag
 
     @guarded
     async def ListEdges(self, request: broker_pb2.ListEdgesRequest, context: Any) -> broker_pb2.ListEdgesResponse:
@@ -44,6 +49,10 @@ class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
             outbox_depth=self._log.outbox_depth,
             kafka_connected=self._log.connected,
             redis_connected=parts.edges.connected,
+            lags=[
+                broker_pb2.ConsumerLag(topic=lag.topic, group=lag.group, records=lag.num_records, behind=duration(lag.behind_s))
+                for lag in self._lag.lags
+            ],
         )
 
     @guarded
@@ -83,6 +92,7 @@ class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
         if not record.scored and record.task_type:
             record.scored = True
             self._parts.engine.scored(record.task_type, record.version, request.score)
+            self._parts.metrics.scored(record.task_type, request.score)
         return broker_pb2.ScoreTaskResponse()
 
     @guarded
@@ -106,19 +116,25 @@ class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
         return broker_pb2.DrainEdgeResponse(outstanding_tasks=answer.outstanding_tasks)
 
     @guarded
+    async def ResumeEdge(self, request: broker_pb2.ResumeEdgeRequest, context: Any) -> broker_pb2.ResumeEdgeResponse:
+        worker = self._parts.edges.link(request.edge_id).worker
+        answer = await worker.Resume(worker_pb2.ResumeRequest(), timeout=_time_left_s(context))
+        return broker_pb2.ResumeEdgeResponse(version=answer.version)
+
+    @guarded
     async def Join(self, request: broker_pb2.JoinRequest, context: Any) -> broker_pb2.JoinResponse:
         settings = self._parts.settings
-        needed = {"kafka_bootstrap": settings.kafka_bootstrap, "redis_url": settings.redis_url, "merger_address": settings.merger_address}
-        missing = [name for name, value in needed.items() if not value]
+        told = {
+            "kafka_bootstrap": settings.join_kafka_bootstrap or settings.kafka_bootstrap or "",
+            "redis_url": settings.join_redis_url or settings.redis_url or "",
+            "merger_address": settings.join_merger_address or settings.merger_address or "",
+        }
+        missing = [name for name, value in told.items() if not value]
         if missing:
             message = f"this broker runs without {', '.join(missing)}, which a worker elsewhere needs; start it with them"
             raise failed_precondition("EMBEDDED", message)
-        return broker_pb2.JoinResponse(
-            kafka_bootstrap=settings.kafka_bootstrap or "",
-            redis_url=settings.redis_url or "",
-            merger_address=settings.merger_address or "",
-            base_model=self._base_model(),
-        )
+        logger.info("edge %s joins", request.edge_id, extra={"edge_id": request.edge_id})
+        return broker_pb2.JoinResponse(**told, base_model=self._base_model())
 
     async def _set_pinned(self, edge_id: str, *, pinned: bool) -> str:
         worker = self._parts.edges.link(edge_id).worker
@@ -151,6 +167,8 @@ class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
             pinned=entry.pinned,
             updates=entry.updates,
             mix=dict(entry.mix),
+            running_tasks=link.num_running,
+            queued_tasks=link.num_queued,
         )
 
 

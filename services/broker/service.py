@@ -19,19 +19,23 @@ from moedge.v1 import broker_pb2_grpc, inference_pb2_grpc
 from services.broker.dispatcher import Dispatcher, Parts
 from services.broker.edges import EdgeView
 from services.broker.knowledge import Knowledge, learn_profiles
+from services.broker.lag import LagWatch
+from services.broker.metrics import BrokerMetrics, view_of
 from services.broker.operations import BrokerServicer
 from services.broker.publishing import WorkPublisher
 from services.broker.servicer import InferenceServicer
 from services.broker.settings import BrokerSettings
 from services.broker.tasks import TaskBook
+from services.core.offload import policies
 from services.core.offload.engine import OffloadEngine, offload_engine
 from services.runtime.clock import Clock
 from services.runtime.eventlog import EventLog
 from services.runtime.events import EventWriter
 from services.runtime.lifecycle import supervise
-from services.runtime.net import Health, add_health_and_reflection, bind, server
+from services.runtime.net import PLAINTEXT, Health, Network, add_health_and_reflection
 from services.runtime.status import draining
 from services.runtime.store import EdgeRegistry, WaitStore
+from services.runtime.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +48,18 @@ CANCEL_AGAIN_S = 0.1
 class Broker:
     """`log` is entered and closed by whoever made it, and so is `redis`."""
 
-    def __init__(self, settings: BrokerSettings, log: EventLog, redis: redis.asyncio.Redis, clock: Clock) -> None:
+    def __init__(
+        self, settings: BrokerSettings, log: EventLog, redis: redis.asyncio.Redis, clock: Clock, network: Network = PLAINTEXT
+    ) -> None:
         self.broker_id = settings.broker_id or f"broker-{uuid.uuid4().hex[:8]}"
         self._settings = settings
         self._log = log
         self._clock = clock
+        self._telemetry = Telemetry("broker", settings, clock, SERVICES, self.broker_id)
+        self._network = network = self._telemetry.around(network)
         engine = _engine(settings)
         waits = WaitStore(redis, self.broker_id, clock)
-        edges = EdgeView(EdgeRegistry(redis, clock), waits, engine, clock, settings)
+        edges = EdgeView(EdgeRegistry(redis, clock), waits, engine, clock, settings, network)
         self._parts = Parts(
             engine=engine,
             edges=edges,
@@ -61,9 +69,13 @@ class Broker:
             clock=clock,
             settings=settings,
             broker_id=self.broker_id,
+            metrics=BrokerMetrics(self._telemetry.metrics),
+            tracer=self._telemetry.tracer,
         )
+        self._watch_by_metrics(waits)
+        self._lag = LagWatch(log, settings, clock)
         self._publisher = WorkPublisher(engine, edges, waits, clock, settings)
-        self._server = server()
+        self._server = network.server()
         self._servicer = InferenceServicer(self._parts, Dispatcher(self._parts), self._spawn)
         self._health = self._add_services()
         self._stop = asyncio.Event()
@@ -81,8 +93,20 @@ class Broker:
     def engine(self) -> OffloadEngine:
         return self._parts.engine
 
+    @property
+    def metrics_port(self) -> int | None:
+        return self._telemetry.metrics.port
+
     async def __aenter__(self) -> Self:
-        self._address = bind(self._server, self._settings.host, self._settings.port)
+        await self._telemetry.__aenter__()
+        try:
+            return await self._enter()
+        except BaseException:
+            await self._telemetry.__aexit__()
+            raise
+
+    async def _enter(self) -> Self:
+        self._address = self._network.bind(self._server, self._settings.host, self._settings.port)
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(self._run(started), name="broker")
         await asyncio.wait({started, self._running}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,6 +116,12 @@ class Broker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._leave()
+        finally:
+            await self._telemetry.__aexit__()
+
+    async def _leave(self) -> None:
         """Health, admission, tasks in flight within the grace, calls, own work in Redis, events, channels: in that order."""
         assert self._running is not None
         self._servicer.draining = True
@@ -113,9 +143,15 @@ class Broker:
             logger.error("%d events were not written", left)
         await self._parts.edges.close()
 
+    def _watch_by_metrics(self, waits: WaitStore) -> None:
+        parts, metrics = self._parts, self._telemetry.metrics
+        metrics.watch_event_log(self._log)
+        metrics.watch_redis(waits, parts.edges.registry)
+        metrics.at_scrape(lambda: view_of(parts.metrics, parts.edges, parts.engine, parts.clock))
+
     def _add_services(self) -> Health:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
-        broker_pb2_grpc.add_BrokerServiceServicer_to_server(BrokerServicer(self._parts, self._log), self._server)
+        broker_pb2_grpc.add_BrokerServiceServicer_to_server(BrokerServicer(self._parts, self._log, self._lag), self._server)
         return add_health_and_reflection(self._server, SERVICES)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -131,6 +167,7 @@ class Broker:
                 group.create_task(supervise("edge view", self._watch, parts.clock)),
                 group.create_task(supervise("heartbeats", parts.edges.beat, parts.clock)),
                 group.create_task(supervise("work publishing", self._publisher.run, parts.clock)),
+                group.create_task(supervise("lag", self._lag.run, parts.clock)),
             ]
             if merger_address := self._settings.merger_address:
                 loops.append(group.create_task(supervise("profiles", lambda: self._learn(merger_address), parts.clock)))
@@ -153,7 +190,7 @@ class Broker:
             await self._health.serving(self._told_ready)
 
     async def _learn(self, merger_address: str) -> None:
-        await learn_profiles(self._parts.knowledge, merger_address, self._settings.base_model, self._clock)
+        await learn_profiles(self._parts.knowledge, merger_address, self._settings.base_model, self._clock, self._network)
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -165,6 +202,6 @@ async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 def _engine(settings: BrokerSettings) -> OffloadEngine:
-    options = {"ties": settings.ties} if settings.policy == "onto" else {}
+    options = {"ties": settings.ties} if "ties" in policies.options(settings.policy) else {}
     rng = np.random.default_rng(settings.seed)
     return offload_engine(settings.policy, quality_scale=settings.quality_scale, rng=rng, policy_options=options)

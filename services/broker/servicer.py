@@ -11,7 +11,7 @@ from moedge.v1 import inference_pb2, inference_pb2_grpc
 from services.broker.dispatcher import Dispatcher, Parts
 from services.broker.tasks import TaskRecord
 from services.broker.validation import Known, TaskFields, task_fields
-from services.runtime.status import draining, guarded, queue_full
+from services.runtime.status import RpcFailure, draining, guarded, queue_full
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -28,10 +28,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     @guarded
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
         parts = self._parts
-        fields = task_fields(request, parts.settings, known(parts))
-        record = parts.book.repeated(fields)
-        if record is None:
-            record = self._admit(fields, context.time_remaining())
+        try:
+            fields = task_fields(request, parts.settings, known(parts))
+            record = parts.book.repeated(fields) or self._admit(fields, context.time_remaining())
+        except RpcFailure as failure:
+            parts.metrics.rejected(failure.reason)
+            raise
         with parts.book.following(record):
             async for response in record.follow(parts.clock):
                 yield response

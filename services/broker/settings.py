@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
@@ -16,8 +18,13 @@ class BrokerSettings(ServiceSettings):
     broker_id: str = Field("", max_length=64, description="name among the brokers; empty: made up at each start")
     merger_address: str | None = Field(None, description="host:port of the merger: for profiles, and for workers that join")
     base_model: str = Field("", description="id of the base model; empty: the one that the edges serve")
+    join_kafka_bootstrap: str | None = Field(None, description="Kafka's host:port for workers on other machines; unset: the broker's")
+    join_redis_url: str | None = Field(None, description="Redis as workers on other machines reach it; unset: the broker's")
+    join_merger_address: str | None = Field(None, description="the merger as workers on other machines reach it; unset: the broker's")
 
-    policy: str = Field("onto", description="offload policy: onto, round_robin, least_loaded, random")
+    tokens_file: Path | None = Field(None, description="hashes of the tokens that users may show (TOML); required with TLS")
+
+    policy: str = Field("onto", description=f"offload policy: {', '.join(policies.names())}")
     ties: str = Field("random", pattern="^(random|lowest-id)$", description="how ONTO breaks exact ties; lowest-id is the paper's reading")
     seed: int | None = Field(None, ge=0, description="of random choices; unset: drawn at the start, so that brokers differ")
     quality_scale: float = Field(1.0, ge=0.0, description="seconds that a quality of 1 is worth to a user with alpha 1")
@@ -39,6 +46,9 @@ class BrokerSettings(ServiceSettings):
     republish_s: float = Field(0.5, gt=0.0, description="and this often when it did not")
     heartbeat_s: float = Field(1.0, gt=0.0, description="every edge is asked for its status this often")
     heartbeat_misses: int = Field(3, ge=1, description="unanswered heartbeats in a row after which an edge counts as unreachable")
+
+    controller_group: str = Field("moedge-controller", description="the merge controller's consumer group, whose lag `moedge status` shows")
+    lag_s: float = Field(5.0, gt=0.0, description="Kafka is asked for that lag this often")
 
     retention_s: float = Field(120.0, ge=0.0, description="finished tasks are kept this long: for scores and repeated idempotency keys")
     retained_tasks: int = Field(4096, ge=1, description="and at most so many of them")

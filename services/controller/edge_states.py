@@ -53,7 +53,8 @@ class EdgeStates:
         """The edge serves the manifest's version. `reference` stands in for its frequencies (paper mode: those it was built from)."""
         frequencies = manifest_frequencies(manifest) if reference is None else reference
         profiles = profiles_per_task(manifest)
-        self.engine.deployed(edge_id, manifest.version, frequencies, profiles, dict(manifest.mix), self._clock.now_s())
+        mix, quality = dict(manifest.mix), dict(manifest.quality)
+        self.engine.deployed(edge_id, manifest.version, frequencies, profiles, mix, self._clock.now_s(), quality)
         await self.save(edge_id)
 
     async def observe(self, window: ActivationWindow, event_id: str) -> bool:

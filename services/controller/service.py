@@ -20,6 +20,7 @@ from services.controller.clients import MergerClient
 from services.controller.consumers import ActivationConsumer
 from services.controller.edge_states import EdgeStates
 from services.controller.merge_events import MergeEvents
+from services.controller.metrics import ControllerMetrics
 from services.controller.settings import ControllerSettings
 from services.controller.updates import Updates
 from services.core.merging.engine import MergeEngine
@@ -29,6 +30,8 @@ from services.runtime.eventlog import ACTIVATIONS, EventLog
 from services.runtime.events import EventWriter
 from services.runtime.lifecycle import drain, supervise
 from services.runtime.store import EdgeRegistry, TriggerStore
+from services.runtime.telemetry import Telemetry
+from services.runtime.tracing import consuming
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,15 @@ class Controller:
     """`async with Controller(...)`: entering binds the health server and starts watching, leaving ends updates under way (builds stay
     cached at the merger, a rollout under way is the worker's to finish)."""
 
-    def __init__(self, settings: ControllerSettings, log: EventLog, redis: redis.asyncio.Redis, clock: Clock) -> None:
+    def __init__(
+        self, settings: ControllerSettings, log: EventLog, redis: redis.asyncio.Redis, clock: Clock, network: net.Network = net.PLAINTEXT
+    ) -> None:
         self._settings = settings
         self._log = log
         self._clock = clock
+        self._telemetry = Telemetry("controller", settings, clock)
+        self._network = network = self._telemetry.around(network)
+        self._metrics = ControllerMetrics(self._telemetry.metrics)
         self._registry = EdgeRegistry(redis, clock)
         engine = MergeEngine(
             settings.merge_trigger(),
@@ -67,16 +75,24 @@ class Controller:
             backoff_s=settings.backoff_s,
             backoff_cap_s=settings.backoff_cap_s,
         )
-        self._states = EdgeStates(engine, TriggerStore(redis, clock), clock)
-        self._merger = MergerClient(settings.merger_address)
-        self._events = MergeEvents(EventWriter(log, f"controller-{uuid.uuid4().hex[:8]}", clock))
-        self._updates = Updates(settings, self._states, self._merger, self._events, clock)
+        store = TriggerStore(redis, clock)
+        self._states = EdgeStates(engine, store, clock)
+        self._merger = MergerClient(settings.merger_address, network)
+        self._events = MergeEvents(EventWriter(log, f"controller-{uuid.uuid4().hex[:8]}", clock), self._metrics)
+        self._updates = Updates(settings, self._states, self._merger, self._events, self._metrics, self._telemetry.tracer, clock, network)
         self._entries: dict[str, worker_pb2.EdgeEntry] = {}
         self._seen_at_s: dict[str, float] = {}
         self._skipped: dict[str, str] = {}
         self._retry_at_s: dict[str, float] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._address = ""
+        self._telemetry.metrics.watch_event_log(log)
+        self._telemetry.metrics.watch_redis(self._registry, store)
+        self._telemetry.metrics.at_scrape(lambda: self._metrics.view(self.status()))
+
+    @property
+    def metrics_port(self) -> int | None:
+        return self._telemetry.metrics.port
 
     @property
     def address(self) -> str:
@@ -89,15 +105,17 @@ class Controller:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._telemetry)
             await stack.enter_async_context(self._merger)
-            server = net.server()
+            server = self._network.server()
             health = net.add_health_and_reflection(server, ())
-            self._address = net.bind(server, self._settings.host, self._settings.port)
+            self._address = self._network.bind(server, self._settings.host, self._settings.port)
             await server.start()
             stack.push_async_callback(drain, server, health, 0.0)
             stack.push_async_callback(self._end_work)
-            consumer = ActivationConsumer(self._states, self._clock)
-            await stack.enter_async_context(self._log.subscribe(ACTIVATIONS, self._settings.consumer_group, consumer.handle))
+            group = self._settings.consumer_group
+            handle = consuming(ActivationConsumer(self._states, self._metrics, self._clock).handle, self._telemetry.tracer, group)
+            await stack.enter_async_context(self._log.subscribe(ACTIVATIONS, group, handle))
             watching = asyncio.create_task(supervise("merge controller", self._watch, self._clock), name="merge controller")
             stack.push_async_callback(_ended, watching)
             await health.serving()

@@ -18,7 +18,7 @@ class ControllerSettings(ServiceSettings):
     merger_address: str = Field(description="host:port of the cloud merger")
     consumer_group: str = Field("moedge-controller", description="group that reads activation reports")
 
-    trigger: str = Field("jtom", description="merge trigger: jtom, never or periodic")
+    trigger: str = Field("jtom", description=f"merge trigger: {', '.join(names())}")
     interval_s: float = Field(20.0, gt=0, description="initial time between two checks of an edge (the paper's delta)")
     adjustment_s: float = Field(20.0, ge=0, description="how much an update shortens and a kept version lengthens it (m)")
     threshold: float = Field(0.2, gt=0, le=1, description="activation shift that asks for an update (g)")

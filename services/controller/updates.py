@@ -11,12 +11,15 @@ from moedge.v1 import merger_pb2, worker_pb2
 from services.controller.clients import MergerClient, load_version
 from services.controller.edge_states import EdgeStates
 from services.controller.merge_events import MergeEvents
+from services.controller.metrics import ControllerMetrics
 from services.controller.settings import ControllerSettings
 from services.core.merging.engine import MergeRequest
 from services.core.merging.errors import MergingError
 from services.runtime.clock import Clock
 from services.runtime.codec import frequencies_to_rows
+from services.runtime.net import PLAINTEXT, Network
 from services.runtime.status import RpcFailure
+from services.runtime.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +29,25 @@ REGISTRY_LAG_S = 5.0
 class Updates:
     """Runs updates. At most one an edge at a time is the caller's promise; `phase` says how far each has come."""
 
-    def __init__(self, settings: ControllerSettings, states: EdgeStates, merger: MergerClient, events: MergeEvents, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        states: EdgeStates,
+        merger: MergerClient,
+        events: MergeEvents,
+        metrics: ControllerMetrics,
+        tracer: Tracer,
+        clock: Clock,
+        network: Network = PLAINTEXT,
+    ) -> None:
         self._settings = settings
         self._states = states
         self._merger = merger
         self._events = events
+        self._metrics = metrics
+        self._tracer = tracer
         self._clock = clock
+        self._network = network
         self.phase: dict[str, str] = {}
         self._left: dict[str, tuple[str, float]] = {}
         self.num_done: dict[str, int] = {}
@@ -40,7 +56,8 @@ class Updates:
     async def run(self, request: MergeRequest, entry: worker_pb2.EdgeEntry) -> None:
         edge_id = request.edge_id
         try:
-            await self._update(request, entry)
+            with self._tracer.span("update", attributes={"edge_id": edge_id, "reason": request.reason}):
+                await self._update(request, entry)
             self.last_error.pop(edge_id, None)
         except RpcFailure as failure:
             await self._failed(request, f"{self.phase[edge_id]}: {failure.code.name} {failure.reason}: {failure.message}")
@@ -80,11 +97,13 @@ class Updates:
             await self._states.save(edge_id)
             return
         build_s = self._clock.now_s() - started_at_s
+        self._metrics.built(build_s)
         self._publish("built", request, version=manifest.version, reason=request.reason, build=build_s, **about)
         self.phase[edge_id] = "load"
-        report = await load_version(entry.address, manifest.version, self._settings.load_timeout_s)
+        report = await load_version(entry.address, manifest.version, self._settings.load_timeout_s, self._network)
         self._left[edge_id] = (request.present_version, self._clock.now_s() + REGISTRY_LAG_S)
         await self._states.deployed(edge_id, manifest, request.frequencies if request.raw else None)
+        self._metrics.swapped(report)
         self.num_done[edge_id] = self.num_done.get(edge_id, 0) + 1
         self._publish("swapped", request, version=manifest.version, reason=request.reason, swap=report, build=build_s, **about)
         logger.info("%s serves %s instead of %s: %s", edge_id, manifest.version, request.present_version, request.reason)

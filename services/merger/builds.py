@@ -14,8 +14,11 @@ from typing import Any, Protocol
 
 import grpc
 
+from services.merger.metrics import MergerMetrics
 from services.model.build import BuildOptions, Progress
 from services.model.manifest import ModelManifest
+from services.runtime.clock import Clock
+from services.runtime.failpoints import NO_FAILPOINT, Failpoint
 from services.runtime.status import RpcFailure, draining
 
 logger = logging.getLogger(__name__)
@@ -58,10 +61,21 @@ class _Build:
 
 
 class Builds:
-    def __init__(self, builder: ModelBuilder, executor: Executor, max_waiting: int) -> None:
+    def __init__(
+        self,
+        builder: ModelBuilder,
+        executor: Executor,
+        max_waiting: int,
+        metrics: MergerMetrics,
+        clock: Clock,
+        failpoint: Failpoint = NO_FAILPOINT,
+    ) -> None:
         self._builder = builder
+        self._failpoint = failpoint
         self._executor = executor
         self._max_waiting = max_waiting
+        self._metrics = metrics
+        self._clock = clock
         self._running: dict[tuple[object, ...], _Build] = {}
         self._leaving = False
 
@@ -97,21 +111,26 @@ class Builds:
             if self._leaving:
                 raise draining("the merger is leaving: builds end here")
             loop.call_soon_threadsafe(_tell, build, BuildPhase(phase, fraction))
+            self._failpoint.reached(phase)
 
         def run() -> ModelManifest:
-            return self._builder.build(request.mix, request.budget_bytes, request.options, tell)
+            built = self._builder.build(request.mix, request.budget_bytes, request.options, tell)
+            self._failpoint.reached("manifest")
+            return built
 
         build = _Build()
         build.done = asyncio.ensure_future(loop.run_in_executor(self._executor, run))
         self._running[request.key] = build
-        build.done.add_done_callback(lambda done: self._end(request, done))
+        began_at_s = self._clock.now_s()
+        build.done.add_done_callback(lambda done: self._end(request, done, self._clock.now_s() - began_at_s))
         return build
 
-    def _end(self, request: BuildRequest, done: asyncio.Future[ModelManifest]) -> None:
+    def _end(self, request: BuildRequest, done: asyncio.Future[ModelManifest], lasted_s: float) -> None:
         del self._running[request.key]
         if done.cancelled():
             return
         error = done.exception()
+        self._metrics.built(lasted_s) if error is None else self._metrics.failed(lasted_s)
         if error is not None:
             logger.info("build for %s in %d bytes failed: %s", dict(request.mix), request.budget_bytes, error)
         else:

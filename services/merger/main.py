@@ -13,13 +13,16 @@ from services.runtime.clock import SystemClock
 from services.runtime.errors import RuntimeFault
 from services.runtime.lifecycle import serve_until_signalled
 from services.runtime.logs import configure
+from services.runtime.net import Network
+from services.runtime.security import read_security
 from services.tasks.errors import TasksError
 
 logger = logging.getLogger(__name__)
 
 
 async def run(settings: MergerSettings) -> None:
-    merger = Merger(settings, SystemClock())
+    network = Network(read_security(settings, "merger"))
+    merger = Merger(settings, SystemClock(), network)
     await serve_until_signalled(merger, on_ready=lambda m: logger.info("merger on %s", m.address), name="merger")
 
 

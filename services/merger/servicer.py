@@ -13,10 +13,14 @@ from typing import Any
 from moedge.v1 import merger_pb2, merger_pb2_grpc
 from services.core.merging.errors import MergingError
 from services.merger.builds import BuildPhase, Builds
+from services.merger.metrics import MergerMetrics
 from services.merger.requests import RequestReader, failure_of_plan
 from services.model.build import Builder
+from services.model.checkpoint import BaseModel
 from services.model.errors import BlobError
 from services.model.manifest import ModelManifest, profile_to_proto
+from services.model.memory import budget_for
+from services.runtime.edges import ModelBytes
 from services.runtime.status import guarded, invalid_field, not_found
 
 CHUNK_BYTES = 256 << 10
@@ -30,6 +34,7 @@ class Parts:
     builds: Builds
     requests: RequestReader
     disk: Executor
+    metrics: MergerMetrics
 
 
 class MergerServicer(merger_pb2_grpc.MergerServiceServicer):
@@ -73,6 +78,7 @@ class MergerServicer(merger_pb2_grpc.MergerServiceServicer):
             while data := await _aside(parts, parts.builder.store.read_chunk, request.digest, offset, CHUNK_BYTES):
                 yield merger_pb2.FetchBlobResponse(offset=offset, data=data, crc32=zlib.crc32(data))
                 offset += len(data)
+                parts.metrics.sent(len(data))
         except BlobError as error:
             raise not_found("digest", request.digest) from error
 
@@ -85,12 +91,26 @@ class MergerServicer(merger_pb2_grpc.MergerServiceServicer):
             base_model=parts.builder.base.base_id,
             quality=dict(calibration.quality),
             output_tokens=dict(calibration.output_tokens),
+            model_bytes=_bytes_to_proto(weights_of(parts.builder.base)),
         )
         for task_type, profile in sorted(calibration.task_profiles().items()):
             answer.profiles[task_type].CopyFrom(profile_to_proto(profile))
             words = merger_pb2.PromptWords(counts=dict(calibration.prompt_words[task_type]), num_prompts=calibration.num_prompts[task_type])
             answer.prompt_words[task_type].CopyFrom(words)
         return answer
+
+
+def weights_of(base: BaseModel) -> ModelBytes:
+    """What the unmerged model weighs in the dtype that is served."""
+    return ModelBytes(
+        full=base.full_bytes,
+        non_expert=budget_for(base.model, base.full_bytes).non_expert_bytes,
+        num_experts=sum(layer.num_experts for layer in base.model.shape.layers),
+    )
+
+
+def _bytes_to_proto(sizes: ModelBytes) -> merger_pb2.ModelBytes:
+    return merger_pb2.ModelBytes(full=sizes.full, non_expert=sizes.non_expert, num_experts=sizes.num_experts)
 
 
 def _manifest(builder: Builder, version: str) -> ModelManifest | None:

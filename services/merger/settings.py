@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.core.merging.recipes import PRODUCT
+from services.runtime.failpoints import MERGER_POINTS, Failpoint
 from services.runtime.settings import ServiceSettings
 
 
@@ -29,3 +30,10 @@ class MergerSettings(ServiceSettings):
     profiled_items: int = Field(512, gt=0, description="calibration items of each task type that profile the base model, once")
     measured_items: int = Field(64, gt=0, description="calibration items of each task type that measure each build")
     max_waiting_builds: int = Field(32, gt=0, description="different builds that may wait; more are refused")
+    failpoint: str = Field("", description="for tests: NAME:kill or NAME:sleep=SECONDS at a step of an update (runtime/failpoints.py)")
+
+    @field_validator("failpoint")
+    @classmethod
+    def _known_failpoint(cls, text: str) -> str:
+        Failpoint.parse(text, MERGER_POINTS)
+        return text

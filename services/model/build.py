@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +68,9 @@ class BuildSettings:
     recovery: RecoveryOptions = field(default_factory=lambda: RecoveryOptions(steps=0))
 
 
+MAX_PLANS = 1000  # kept, also of versions whose blobs are gone
+
+
 class _Phases:
     """Seconds by phase, and progress told as they begin."""
 
@@ -112,6 +115,14 @@ class Builder:
         """The work that is done once per base model."""
         assert self.calibration
         assert self.aligned
+
+    def reclaim(self, left_before_s: float) -> None:
+        """Drop what a killed process left half written, untouched since that time, and what the limit asks for."""
+        for junk in [path for kind in ("blobs", "manifests", "plans") for path in (self.cache_dir / kind).glob(".*")]:
+            with suppress(FileNotFoundError):  # another process that builds into this cache has finished it
+                if junk.stat().st_mtime < left_before_s:
+                    junk.unlink()
+        self._drop_above_limit()
 
     def build(
         self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions | None = None, progress: Progress | None = None
@@ -161,7 +172,8 @@ class Builder:
             config_json=self.base.config_json,
         )
         assert manifest.model_bytes <= budget_bytes
-        self._keep(manifest, plan)
+        with clock.phase("keep", 0.98):
+            self._keep(manifest, plan)
         return manifest
 
     def _best(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions, progress: Progress | None) -> ModelManifest:
@@ -271,7 +283,20 @@ class Builder:
         write_atomically(self._path("plans", manifest.version, "json"), json.dumps(asdict(plan)).encode())
         write_atomically(self._path("manifests", manifest.version, "pb"), manifest.to_proto().SerializeToString(deterministic=True))
         self.store.pin("latest", manifest.digests)
-        self.store.evict()
+        self._drop_above_limit()
+
+    def _drop_above_limit(self) -> None:
+        """A manifest goes with the first of its blobs. Plans stay for edges that serve their version still: updates to it are small."""
+        dropped = set(self.store.evict())
+        if not dropped:
+            return
+        for path in (self.cache_dir / "manifests").glob("*.pb"):
+            manifest = self.manifest(path.stem)
+            if manifest is None or dropped.intersection(manifest.digests):
+                path.unlink(missing_ok=True)
+        plans = sorted((self.cache_dir / "plans").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for path in plans[:-MAX_PLANS]:
+            path.unlink(missing_ok=True)
 
     def _plan_of(self, version: str) -> MergePlan | None:
         """The plan of a version built before; none where the cache no longer has it, which only costs a larger update."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -46,7 +46,8 @@ class EdgeConfig:
     device: str = "auto"
     max_batch: int = 4
     max_queue: int = 64
-    initial_mix: Mapping[str, float] = field(default_factory=dict)  # shares by task type; empty: uniform
+    initial_mix: Mapping[str, float] = field(default_factory=dict)  # shares by task type; empty: led by the task type of that number
+    number: int = 0  # among the edges of its file, from 0; replicas of a description go on after the last
 
 
 def home_region(edge: EdgeConfig) -> str:
@@ -54,29 +55,72 @@ def home_region(edge: EdgeConfig) -> str:
     return min(sorted(edge.regions), key=lambda region: edge.regions[region].latency_s)
 
 
-def resolve_memory(text: int | str, sizes: ModelBytes | None) -> int:
-    """Bytes from a number, "40%" of the full model's bytes, or "40% experts": all that is no expert, and that share of the experts."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        if text <= 0:
-            raise EdgesFileError(f"memory_bytes: must be above 0, not {text}")
-        return text
-    match = _SHARE.match(text) if isinstance(text, str) else None
+@dataclass(frozen=True, slots=True)
+class MemoryShare:
+    """Memory as a share of a model: of all its bytes, or of its experts beside everything that is none."""
+
+    text: str
+    share: float
+    of_experts: bool
+
+    def of(self, sizes: ModelBytes) -> int:
+        if not self.of_experts:
+            return round(self.share * sizes.full)
+        # Index maps and the like weigh a little besides the experts; half an expert of slack holds them without making room for one more.
+        expert_bytes = (sizes.full - sizes.non_expert) / sizes.num_experts
+        return min(sizes.full, sizes.non_expert + round((round(self.share * sizes.num_experts) + 0.5) * expert_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedEdge:
+    """An edge as its file describes it: how many bytes a share of memory is, only the model tells."""
+
+    name: str
+    memory: int | MemoryShare
+    with_bytes: Callable[[int], EdgeConfig]
+    number: int  # among the `num_edges` of its file, from 0
+    num_edges: int
+
+    @property
+    def needs_model(self) -> bool:
+        return isinstance(self.memory, MemoryShare)
+
+    def resolved(self, sizes: ModelBytes | None) -> EdgeConfig:
+        if isinstance(self.memory, int):
+            return self.with_bytes(self.memory)
+        if sizes is None:
+            raise EdgesFileError(
+                f"edge {self.name!r}: memory_bytes: {self.memory.text!r} is a share and the model is not known here; give a number of bytes"
+            )
+        return self.with_bytes(self.memory.of(sizes))
+
+
+def read_memory(value: object) -> int | MemoryShare:
+    """A number of bytes, "40%" of the full model's bytes, or "40% experts": all that is no expert, and that share of the experts."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value <= 0:
+            raise EdgesFileError(f"memory_bytes: must be above 0, not {value}")
+        return value
+    match = _SHARE.match(value) if isinstance(value, str) else None
     if match is None:
-        raise EdgesFileError(f'memory_bytes: must be a number of bytes, "25%" of the full model or "25% experts", not {text!r}')
+        raise EdgesFileError(f'memory_bytes: must be a number of bytes, "25%" of the full model or "25% experts", not {value!r}')
     share = float(match["percent"]) / 100
     if not 0 < share <= 1:
-        raise EdgesFileError(f"memory_bytes: {text!r} is not in (0 %, 100 %]")
-    if sizes is None:
-        raise EdgesFileError(f"memory_bytes: {text!r} is a share and the model is not known here; give a number of bytes")
-    if not match["experts"]:
-        return round(share * sizes.full)
-    # Index maps and the like weigh a little besides the experts; half an expert of slack holds them without making room for one more.
-    expert_bytes = (sizes.full - sizes.non_expert) / sizes.num_experts
-    return min(sizes.full, sizes.non_expert + round((round(share * sizes.num_experts) + 0.5) * expert_bytes))
+        raise EdgesFileError(f"memory_bytes: {value!r} is not in (0 %, 100 %]")
+    return MemoryShare(match[0], share, match["experts"] is not None)
 
 
 def read_edges(path: Path, sizes: ModelBytes | None = None) -> tuple[EdgeConfig, ...]:
     """All edges of a file, or an `EdgesFileError`."""
+    described = described_edges(path)
+    try:
+        return tuple(edge.resolved(sizes) for edge in described)
+    except EdgesFileError as error:
+        raise EdgesFileError(f"{path}: {error}") from None
+
+
+def described_edges(path: Path) -> tuple[DescribedEdge, ...]:
+    """All edges of a file, whether or not the model is known, or an `EdgesFileError`."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -88,7 +132,7 @@ def read_edges(path: Path, sizes: ModelBytes | None = None) -> tuple[EdgeConfig,
         entries = document.get("edges")
         if not isinstance(entries, list) or not entries:
             raise EdgesFileError("edges: missing; write one [[edges]] table for each edge server")
-        edges = tuple(_edge(entry, n, sizes) for n, entry in enumerate(entries))
+        edges = tuple(_edge(entry, n, len(entries)) for n, entry in enumerate(entries))
         _refuse_repeated(edges)
     except EdgesFileError as error:
         raise EdgesFileError(f"{path}: {error}") from None
@@ -99,13 +143,15 @@ def default_edges(num_edges: int, sizes: ModelBytes) -> tuple[EdgeConfig, ...]:
     """Unlike edges: small, medium, large in turn, the small ones slow and few-slotted, each nearest to another region."""
     if num_edges < 1:
         raise EdgesFileError(f"edges: must be at least 1, not {num_edges}")
-    tiers = (("small", "22% experts", 0.5, 2), ("medium", "30% experts", 0.75, 4), ("large", "37% experts", 1.0, 4))
+    tiers = (("small", 0.22, 0.5, 2), ("medium", 0.30, 0.75, 4), ("large", 0.37, 1.0, 4))  # share of the experts, speed, slots
     edges = []
     for n in range(num_edges):
         tier, memory, speed, max_batch = tiers[n % len(tiers)]
         name = tier if n < len(tiers) else f"{tier}-{n // len(tiers) + 1}"
         links = {region: _link_over(abs(n % len(REGIONS) - place)) for place, region in enumerate(REGIONS)}
-        edges.append(EdgeConfig(name, links, resolve_memory(memory, sizes), speed, max_batch=max_batch))
+        edges.append(
+            EdgeConfig(name, links, MemoryShare(f"{memory:.0%} experts", memory, True).of(sizes), speed, max_batch=max_batch, number=n)
+        )
     return tuple(edges)
 
 
@@ -115,7 +161,7 @@ def _link_over(distance: int) -> Link:
     return Link(latency_s, rate, 2 * rate)
 
 
-def _edge(entry: object, position: int, sizes: ModelBytes | None) -> EdgeConfig:
+def _edge(entry: object, position: int, num_edges: int) -> DescribedEdge:
     name = entry.get("name") if isinstance(entry, dict) else None
     where = f"edges[{position}]" if not isinstance(name, str) else f"edge {name!r}"
     try:
@@ -126,16 +172,19 @@ def _edge(entry: object, position: int, sizes: ModelBytes | None) -> EdgeConfig:
             raise EdgesFileError(f"name: must be 1 to 63 letters, digits, dots, dashes or underscores, not {name!r}")
         if "memory_bytes" not in entry:
             raise EdgesFileError('memory_bytes: missing; give bytes, or a share of the model such as "25%"')
-        return EdgeConfig(
+        memory = read_memory(entry["memory_bytes"])
+        edge = EdgeConfig(
             name=name,
             regions=_regions(entry.get("regions")),
-            memory_bytes=resolve_memory(entry["memory_bytes"], sizes),
+            memory_bytes=0,
             speed=_number(entry, "speed", 1.0, 0.0),
             device=_device(entry.get("device", "auto")),
             max_batch=_whole(entry, "max_batch", 4),
             max_queue=_whole(entry, "max_queue", 64),
             initial_mix=_mix(entry.get("initial_mix", {})),
+            number=position,
         )
+        return DescribedEdge(name, memory, lambda num_bytes: replace(edge, memory_bytes=num_bytes), position, num_edges)
     except EdgesFileError as error:
         raise EdgesFileError(f"{where}: {error}") from None
 
@@ -196,7 +245,7 @@ def _refuse_unknown(table: Mapping[str, object], known: tuple[str, ...], what: s
             raise EdgesFileError(f"{key}: unknown key of {what}; {cure}")
 
 
-def _refuse_repeated(edges: tuple[EdgeConfig, ...]) -> None:
+def _refuse_repeated(edges: tuple[DescribedEdge, ...]) -> None:
     names = [edge.name for edge in edges]
     for name in names:
         if names.count(name) > 1:

@@ -5,7 +5,7 @@ Implementations: `eventlog_kafka.KafkaEventLog`, `eventlog_memory.MemoryEventLog
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,6 +26,16 @@ class Record:
 
 
 Handler = Callable[[Record], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a consumer group is behind in a topic."""
+
+    topic: str
+    group: str
+    num_records: int  # not yet handled
+    behind_s: float  # age of an event that waits, or of the last one handled, by event time; 0 where nothing waits
 
 
 class EventLog(Protocol):
@@ -53,7 +63,17 @@ class EventLog(Protocol):
     def outbox_depth(self) -> int: ...
 
     @property
+    def num_dropped(self) -> int:
+        """Records that gave way or were refused because the outbox was full."""
+        ...
+
+    @property
     def connected(self) -> bool: ...
+
+    @property
+    def lags(self) -> Sequence[Lag]:
+        """Of this log's own subscriptions, each over the partitions that it has."""
+        ...
 
 
 class OutboxFullError(Exception):

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError, MessageSizeTooLargeError
 
 from services.runtime.clock import Clock
-from services.runtime.eventlog import EventLogUnavailableError, Handler, Record
+from services.runtime.eventlog import EventLogUnavailableError, Handler, Lag, Record
 from services.runtime.kafka_consuming import Subscription, to_record
 from services.runtime.outbox import Outbox
 from services.runtime.topics import create_topics
@@ -60,6 +60,7 @@ class KafkaEventLog:
         self._ack_timeout_s = ack_timeout_s
         self._connected = False
         self._sender: asyncio.Task[None] | None = None
+        self._subscriptions: list[Subscription] = []
 
     async def __aenter__(self) -> Self:
         self._sender = asyncio.create_task(self._send_for_ever(), name="event log sender")
@@ -95,6 +96,10 @@ class KafkaEventLog:
     def connected(self) -> bool:
         return self._connected
 
+    @property
+    def lags(self) -> tuple[Lag, ...]:
+        return tuple(subscription.lag for subscription in self._subscriptions)
+
     @asynccontextmanager
     async def subscribe(self, topic: str, group: str, handler: Handler, *, from_start: bool = True) -> AsyncIterator[None]:
         """With `from_start=False`, records published before Kafka has first assigned the group its partitions are not seen."""
@@ -102,9 +107,11 @@ class KafkaEventLog:
             self._bootstrap, topic, group, handler, self._clock, self.publish, from_start=from_start, client_id=self._client_id
         )
         consumer = asyncio.create_task(subscription.run(), name=f"consume {topic} as {group}")
+        self._subscriptions.append(subscription)
         try:
             yield
         finally:
+            self._subscriptions.remove(subscription)
             consumer.cancel()
             with suppress(asyncio.CancelledError):
                 await consumer

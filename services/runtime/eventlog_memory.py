@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from services.runtime.clock import Clock
-from services.runtime.eventlog import Handler, Record
+from services.runtime.eventlog import Handler, Lag, Record
+from services.runtime.events import age_s, event_time
 from services.runtime.handling import handle_record
 
 NUM_PARTITIONS = 4
@@ -91,6 +92,7 @@ class MemoryEventLog:
     def __init__(self, clock: Clock, broker: MemoryBroker | None = None) -> None:
         self._clock = clock
         self._broker = broker or MemoryBroker()
+        self._subscribed: list[tuple[str, str, _Group, object]] = []  # topic, group's name, group, this member of it
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,12 +108,15 @@ class MemoryEventLog:
         members = self._broker.group(topic, group, from_start=from_start)
         me = object()
         members.members.append(me)
+        mine = (topic, group, members, me)
+        self._subscribed.append(mine)
         self._broker.wake()
         consumer = asyncio.create_task(self._consume(topic, members, me, handler), name=f"consume {topic} as {group}")
         try:
             yield
         finally:
             members.members.remove(me)
+            self._subscribed.remove(mine)
             self._broker.wake()
             consumer.cancel()
             with suppress(asyncio.CancelledError):
@@ -144,5 +149,20 @@ class MemoryEventLog:
         return 0
 
     @property
+    def num_dropped(self) -> int:
+        return 0
+
+    @property
     def connected(self) -> bool:
         return True
+
+    @property
+    def lags(self) -> tuple[Lag, ...]:
+        return tuple(self._lag(*subscribed) for subscribed in self._subscribed)
+
+    def _lag(self, topic: str, group: str, members: _Group, me: object) -> Lag:
+        partitions = self._broker.partitions(topic)
+        waiting = {n: partitions[n].end_offset - members.positions[n] for n in members.assigned(me)}
+        heads = [partitions[n].read(members.positions[n]) for n, num_records in waiting.items() if num_records > 0]
+        times = [at for head in heads if head is not None and (at := event_time(head)) is not None]
+        return Lag(topic, group, sum(max(0, n) for n in waiting.values()), age_s(min(times, default=None), self._clock))

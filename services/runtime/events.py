@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -14,6 +15,7 @@ from services.core.merging.values import Counts
 from services.runtime.clock import Clock
 from services.runtime.codec import counts_to_layers, duration
 from services.runtime.eventlog import ACTIVATIONS, MERGE_EVENTS, TASK_EVENTS, EventLog, PoisonRecordError, Record
+from services.runtime.scope import event_headers
 
 CONTENT_TYPE = "application/x-protobuf"
 SCHEMA_VERSION = "1"
@@ -34,6 +36,10 @@ MERGE_KINDS: Mapping[str, events_pb2.MergeEventKind.ValueType] = {
     "kept": events_pb2.MERGE_EVENT_KIND_KEPT,
 }
 TERMINAL_KINDS = frozenset({"completed", "failed", "rejected"})
+
+_MESSAGES: Mapping[str, type[events_pb2.TaskEvent] | type[events_pb2.ActivationReport] | type[events_pb2.MergeEvent]] = {
+    kind.DESCRIPTOR.full_name: kind for kind in (events_pb2.TaskEvent, events_pb2.ActivationReport, events_pb2.MergeEvent)
+}
 
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -113,6 +119,7 @@ def to_record(topic: str, key: str, message: Message, event_id: str) -> Record:
         "proto-message": message.DESCRIPTOR.full_name,
         "schema-version": SCHEMA_VERSION,
         "event-id": event_id,
+        **event_headers(),
     }
     return Record(topic, key, message.SerializeToString(), headers)
 
@@ -133,6 +140,23 @@ def kind_word(event: events_pb2.TaskEvent | events_pb2.MergeEvent) -> str:
     """The word of an event's kind; "unknown" for one that a newer build wrote."""
     kinds: Mapping[str, int] = TASK_KINDS if isinstance(event, events_pb2.TaskEvent) else MERGE_KINDS
     return next((word for word, value in kinds.items() if value == event.kind), "unknown")
+
+
+def event_time(record: Record) -> datetime | None:
+    """When the event of a record happened, by its producer's clock; None where the record does not tell."""
+    kind = _MESSAGES.get(record.headers.get("proto-message", ""))
+    if kind is None:
+        return None
+    try:
+        message = kind.FromString(record.value)
+    except DecodeError:
+        return None
+    return message.event_time.ToDatetime(UTC) if message.HasField("event_time") else None
+
+
+def age_s(at: datetime | None, clock: Clock) -> float:
+    """Compares clocks of two hosts: good to a second, for people and alerts, never for a decision. 0 where the instant is unknown."""
+    return 0.0 if at is None else max(0.0, (clock.wall() - at).total_seconds())
 
 
 def _parsed(record: Record, message: MessageT) -> MessageT:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from services.runtime.clock import Clock
-from services.runtime.eventlog import Handler, Record
+from services.runtime.eventlog import Handler, Lag, Record
+from services.runtime.events import age_s, event_time
 from services.runtime.handling import handle_record
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 30.0
 COMMIT_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
+POSITION_TIMEOUT_S = 1.0
 POLL_S = 0.5
 FIRST_WAIT_S = 0.25
 MAX_WAIT_S = 5.0
@@ -52,6 +55,19 @@ class Subscription:
         self._publish = publish
         self._from_start = from_start
         self._client_id = client_id
+        self._running: AIOKafkaConsumer | None = None
+        self._next: dict[TopicPartition, int] = {}  # the record that is handled next
+        self._last: Record | None = None
+
+    @property
+    def lag(self) -> Lag:
+        """Over the partitions that this member has. While Kafka does not answer: as last known."""
+        consumer = self._running
+        assigned = consumer.assignment() if consumer is not None else set()
+        ends = {partition: consumer.highwater(partition) for partition in assigned} if consumer is not None else {}
+        num_records = sum(max(0, (end or 0) - self._next[partition]) for partition, end in ends.items() if partition in self._next)
+        newest = event_time(self._last) if num_records and self._last is not None else None
+        return Lag(self._topic, self._group, num_records, age_s(newest, self._clock))
 
     async def run(self) -> None:
         """Consume until cancelled, starting over after every failure of Kafka."""
@@ -62,6 +78,7 @@ class Subscription:
                 async with asyncio.timeout(START_TIMEOUT_S):
                     await consumer.start()
                 wait_s = FIRST_WAIT_S
+                self._running = consumer
                 await self._consume(consumer)
             except (KafkaError, IllegalStateError, TimeoutError, OSError) as error:
                 logger.log(
@@ -93,17 +110,34 @@ class Subscription:
         )
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+        assigned: frozenset[TopicPartition] = frozenset()
         while True:
             batches = await consumer.getmany(timeout_ms=int(POLL_S * 1000))
+            if consumer.assignment() != assigned:
+                assigned = consumer.assignment()
+                self._next = await self._where(consumer, assigned, batches)
             positions: dict[TopicPartition, int] = {}
             try:
                 for partition in sorted(batches):
                     for message in batches[partition]:
-                        await self._handle(to_record(message))
-                        positions[partition] = message.offset + 1
+                        record = to_record(message)
+                        await self._handle(record)
+                        self._last = record
+                        self._next[partition] = positions[partition] = message.offset + 1
             finally:
                 if positions:
                     await self._commit(consumer, positions)
+
+    async def _where(
+        self, consumer: AIOKafkaConsumer, assigned: Iterable[TopicPartition], batches: Mapping[TopicPartition, Sequence[Any]]
+    ) -> dict[TopicPartition, int]:
+        """Where handling goes on in newly assigned partitions; those whose position is not known yet are left out."""
+        found = {partition: messages[0].offset for partition, messages in batches.items() if messages}
+        for partition in set(assigned) - found.keys():
+            with suppress(TimeoutError, KafkaError):
+                async with asyncio.timeout(POSITION_TIMEOUT_S):
+                    found[partition] = await consumer.position(partition)
+        return found
 
     async def _handle(self, record: Record) -> None:
         dead_letter = await handle_record(record, self._handler, self._clock)

@@ -1,4 +1,7 @@
-"""Logging, configured once in `main`: rich lines for people or one JSON object a line. Prompts never belong in a log."""
+"""Logging, configured once in `main`: rich lines for people or one JSON object a line. Prompts never belong in a log.
+
+JSON lines carry the ids of the task, request and trace that they were written for, from the call's `extra` or from the scope.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ from typing import Any, Literal, TextIO
 from rich.console import Console
 from rich.logging import RichHandler
 
+from services.runtime.scope import current
+
 # Fields that a call may add by `extra={...}` and that both formats show.
 EXTRA_FIELDS = ("task_id", "edge_id", "version", "request_id")
 
 NOISY_LOGGERS = ("aiokafka", "asyncio", "grpc", "httpx", "matplotlib", "urllib3", "transformers")
+# These report each failed attempt; what owns them says it once, in our words.
+SILENT_LOGGERS = ("aiokafka", "opentelemetry")
 
 
 def configure(log_format: Literal["human", "json"] = "human", level: str = "INFO", *, stream: TextIO | None = None) -> None:
@@ -26,8 +33,8 @@ def configure(log_format: Literal["human", "json"] = "human", level: str = "INFO
     root.setLevel(level)
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-    # aiokafka reports each refused connection as an error; the event log says it once, in our words.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL if root.level > logging.DEBUG else logging.DEBUG)
+    for name in SILENT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL if root.level > logging.DEBUG else logging.DEBUG)
 
 
 def _json_handler(stream: TextIO | None) -> logging.Handler:
@@ -51,22 +58,26 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update(_extras(record))
+        line.update(current().fields() | _extras(record))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True)
+        return json.dumps(line, ensure_ascii=True).replace("\x7f", "\\u007f")  # the one control character that JSON lets pass
 
 
 class _HumanFormatter(logging.Formatter):
     """Control characters that came with someone's input are shown, not sent to the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in record.getMessage())
-        extras = " ".join(f"{name}={value}" for name, value in _extras(record).items())
+        message = _printable(record.getMessage())
+        extras = " ".join(f"{name}={_printable(value)}" for name, value in _extras(record).items())
         text = f"{message}  {extras}" if extras else message
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + "\n".join(_printable(line) for line in self.formatException(record.exc_info).split("\n"))
         return text
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _extras(record: logging.LogRecord) -> dict[str, str]:

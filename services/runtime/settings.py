@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from services.runtime.errors import SettingsError
@@ -19,6 +20,10 @@ PREFIX = "MOEDGE_"
 
 # First words of variables that belong to some service; a service checks its own word only.
 SERVICE_WORDS = ("BROKER", "WORKER", "CONTROLLER", "MERGER", "STACK", "TEST")
+
+
+# Variables that set options of the `moedge` command; services leave them alone.
+COMMAND_VARIABLES = (f"{PREFIX}TARGET", f"{PREFIX}CA", f"{PREFIX}TOKEN_FILE")
 
 
 class _SharedSource(EnvSettingsSource):
@@ -44,6 +49,11 @@ class ServiceSettings(BaseSettings):
     redis_url: str | None = Field(None, description="redis://host:port; unset: inside the process")
     log_format: Literal["human", "json"] = "human"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port of Prometheus metrics, HTTP /metrics; unset: none, 0: any")
+    otlp_endpoint: str | None = Field(None, description="host:port or URL of an OTLP/gRPC collector that traces go to; unset: nowhere")
+    tls_cert: Path | None = Field(None, description="certificate (PEM) of this service's role; with tls_key and tls_ca calls go over TLS")
+    tls_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")
+    tls_ca: Path | None = Field(None, description="certificate (PEM) of the authority that signed the certificates of all services")
     drain_s: float = Field(5.0, ge=0.0, le=3600.0, description="how long tasks in flight may take to finish on SIGTERM")
 
     @classmethod
@@ -57,6 +67,19 @@ class ServiceSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         shared = _SharedSource(settings_cls, env_prefix=PREFIX)
         return init_settings, env_settings, shared
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        given = {name: getattr(self, name) for name in ("tls_cert", "tls_key", "tls_ca")}
+        missing = [name for name, path in given.items() if path is None]
+        if missing and len(missing) < len(given):
+            raise ValueError(f"tls_cert, tls_key and tls_ca go together; missing: {', '.join(missing)}")
+        return self
+
+    @classmethod
+    def variable(cls, name: str) -> str:
+        """The environment variable of a setting, for messages."""
+        return f"{_env_prefix(cls)}{name.upper()}"
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -75,7 +98,8 @@ def refuse_unknown(settings: type[ServiceSettings], environ: Mapping[str, str]) 
         f"{PREFIX}{name.upper()}" for name in ServiceSettings.model_fields
     }
     others = tuple(f"{PREFIX}{word}_" for word in SERVICE_WORDS if f"{PREFIX}{word}_" != own)
-    unknown = [name for name in sorted(environ) if name.startswith(PREFIX) and name not in known and not name.startswith(others)]
+    theirs = (*others, *COMMAND_VARIABLES)
+    unknown = [name for name in sorted(environ) if name.startswith(PREFIX) and name not in known and not name.startswith(theirs)]
     if unknown:
         raise SettingsError("\n".join(f"{name}: no such setting{_nearest(name, known)}" for name in unknown))
 

@@ -24,12 +24,12 @@ from services.core.offload.values import NoCandidateError
 from services.model import errors as model_errors
 from services.runtime.errors import RuntimeFault
 from services.runtime.eventlog import EventLogUnavailableError, OutboxFullError
+from services.runtime.scope import REQUEST_ID, current
 
 logger = logging.getLogger(__name__)
 
 DOMAIN = "moedge"
 DETAILS_KEY = "grpc-status-details-bin"
-REQUEST_ID_KEY = "x-request-id"
 
 Code = grpc.StatusCode
 
@@ -114,6 +114,14 @@ def edge_died(tokens_emitted: int, message: str | None = None) -> RpcFailure:
 
 def failed_precondition(reason: str, message: str) -> RpcFailure:
     return RpcFailure(Code.FAILED_PRECONDITION, reason, message)
+
+
+def unauthenticated(message: str) -> RpcFailure:
+    return RpcFailure(Code.UNAUTHENTICATED, "UNAUTHENTICATED", message)
+
+
+def permission_denied(message: str) -> RpcFailure:
+    return RpcFailure(Code.PERMISSION_DENIED, "PERMISSION_DENIED", message)
 
 
 def data_loss(message: str, *, reason: str = "CORRUPT_BLOB") -> RpcFailure:
@@ -214,7 +222,8 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
 def request_id_of(context: Any) -> str:
-    given = next((value for key, value in (context.invocation_metadata() or ()) if key == REQUEST_ID_KEY), None)
+    """The one that logs of this call carry."""
+    given = current().request_id or next((value for key, value in (context.invocation_metadata() or ()) if key == REQUEST_ID), None)
     return str(given)[:64] if given else uuid.uuid4().hex
 
 
@@ -243,7 +252,7 @@ def guarded(method: MethodT) -> MethodT:
             failure = failure_for(error)
             if failure is None:
                 request_id = request_id_of(context)
-                logger.exception("request %s failed in %s", request_id, method.__qualname__)
+                logger.exception("request failed in %s", method.__qualname__, extra={"request_id": request_id})
                 failure = internal(request_id)
             await abort(context, failure)
 

@@ -193,7 +193,7 @@ class WaitStore:
 
     def __init__(self, redis: redis.asyncio.Redis, broker_id: str, clock: Clock | None = None) -> None:
         self._redis = redis
-        self._broker_id = broker_id
+        self.broker_id = broker_id
         self._calls = _Calls(clock)
         self._seq = 0
         self._published: set[str] = set()
@@ -216,10 +216,10 @@ class WaitStore:
         async def call() -> None:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for edge_id in sorted(outstanding):
-                    pipe.hset(wait_key(edge_id), self._broker_id, self._field(outstanding[edge_id], waits.get(edge_id, 0.0)))
+                    pipe.hset(wait_key(edge_id), self.broker_id, self._field(outstanding[edge_id], waits.get(edge_id, 0.0)))
                     pipe.expire(wait_key(edge_id), WORK_KEY_TTL_S)
                 for edge_id in sorted(stale):
-                    pipe.hdel(wait_key(edge_id), self._broker_id)
+                    pipe.hdel(wait_key(edge_id), self.broker_id)
                 await pipe.execute()
             self._published = set(outstanding)
 
@@ -240,6 +240,12 @@ class WaitStore:
             if now_s - at_s <= WORK_MAX_AGE_S:
                 total[edge_id] = total.get(edge_id, Work()) + work
         return total
+
+    @property
+    def living(self) -> frozenset[str]:
+        """The other brokers whose fields still count, as of the last `others`."""
+        now_s = self._calls.clock.now_s()
+        return frozenset(broker_id for (_, broker_id), (_, at_s, _) in self._seen.items() if now_s - at_s <= WORK_MAX_AGE_S)
 
     def _field(self, work: Work, wait_s: float) -> str:
         return json.dumps(
@@ -273,7 +279,7 @@ class WaitStore:
         for edge_id, values in zip(wanted, hashes, strict=True):
             for name, value in values.items():
                 broker_id = _text(name)
-                parsed = _parse(value) if broker_id != self._broker_id else None
+                parsed = _parse(value) if broker_id != self.broker_id else None
                 if parsed is not None:
                     fields[(edge_id, broker_id)] = parsed
         return fields
@@ -295,6 +301,10 @@ class TriggerStore:
     @property
     def connected(self) -> bool:
         return self._calls.connected
+
+    @property
+    def num_errors(self) -> int:
+        return self._calls.num_errors
 
     async def put(self, edge_id: str, state: bytes) -> None:
         async def call() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Ticket:
 
     task: GenTask
     accepted_at_s: float
+    broker_id: str = ""
     events: asyncio.Queue[GenEvent | RpcFailure] = field(default_factory=asyncio.Queue)
     started_at_s: float | None = None
     ended_at_s: float | None = None
@@ -113,13 +115,17 @@ class BatchLoop:
         return sorted(self._tickets)
 
     @property
+    def tasks_by_broker(self) -> dict[str, int]:
+        return dict(sorted(Counter(ticket.broker_id for ticket in self._tickets.values()).items()))
+
+    @property
     def step_age_s(self) -> float:
         """How long the present turn has lasted; 0 while there is nothing to do."""
         return self._clock.now_s() - self._turn_ended_at_s if self._busy else 0.0
 
     # Called on the event loop
 
-    def submit(self, task: GenTask) -> Ticket:
+    def submit(self, task: GenTask, broker_id: str = "") -> Ticket:
         if self._draining:
             raise draining()
         if len(self._tickets) >= self._max_tasks:
@@ -127,7 +133,7 @@ class BatchLoop:
             raise queue_full("queue: full; try again later or elsewhere", retry_after_s=max(0.1, 10 * (base_s + row_s)))
         if task.task_id in self._tickets:
             raise failed_precondition("DUPLICATE_TASK", "dispatch.task_id: this attempt of the task runs here already")
-        ticket = Ticket(task, self._clock.now_s())
+        ticket = Ticket(task, self._clock.now_s(), broker_id)
         self._tickets[task.task_id] = ticket
         self._submitted.append(task)
         self._wake.set()
@@ -186,6 +192,10 @@ class BatchLoop:
     def drain(self) -> None:
         """Take no new tasks; those accepted finish."""
         self._draining = True
+
+    def resume(self) -> None:
+        """Take tasks again after `drain`."""
+        self._draining = False
 
     async def drained(self) -> None:
         while self._tickets:
@@ -291,8 +301,11 @@ class BatchLoop:
 
     async def _drop_batch(self) -> None:
         loop = asyncio.get_running_loop()
-        for task_id in await loop.run_in_executor(self._executor, self._engine.abandon):
-            self._fail(task_id, internal(uuid.uuid4().hex))
+        for key in await loop.run_in_executor(self._executor, self._engine.abandon):
+            request_id = uuid.uuid4().hex
+            task_id = key.rpartition(":")[0] or key
+            logger.error("task %s ended with its step", task_id, extra={"task_id": task_id, "request_id": request_id})
+            self._fail(key, internal(request_id))
 
     def fail_all(self, failure: RpcFailure) -> None:
         """End every task still here, at a shutdown whose grace is over."""

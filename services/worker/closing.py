@@ -169,6 +169,6 @@ class TaskCloser:
         try:
             self._events.task(end.kind, end.task_id, end.attempt, **end.fields)
         except OutboxFullError:
-            logger.error("outbox full: the end of task %s (%s) was not written", end.task_id, end.kind)
+            logger.error("outbox full: the end of task %s (%s) was not written", end.task_id, end.kind, extra={"task_id": end.task_id})
             return
         self.num_closed += bool(end.broker_id)

@@ -41,17 +41,17 @@ class VersionDirectory:
             junk.unlink(missing_ok=True)
 
     def read(self) -> Committed | None:
-        data = _read_sealed(self._pointer)
+        data = read_sealed(self._pointer)
         return None if data is None else Committed(**json.loads(data))
 
     def write(self, committed: Committed) -> None:
-        write_atomically(self._pointer, _sealed(json.dumps(asdict(committed), sort_keys=True).encode()))
+        write_sealed(self._pointer, json.dumps(asdict(committed), sort_keys=True).encode())
 
     def save_manifest(self, manifest: ModelManifest) -> None:
-        write_atomically(self._path(manifest.version), _sealed(manifest.to_proto().SerializeToString(deterministic=True)))
+        write_sealed(self._path(manifest.version), manifest.to_proto().SerializeToString(deterministic=True))
 
     def manifest(self, version: str) -> ModelManifest | None:
-        data = _read_sealed(self._path(version))
+        data = read_sealed(self._path(version))
         return None if data is None else parse_manifest(merger_pb2.Manifest.FromString(data))
 
     def prune(self, keep: Collection[str]) -> None:
@@ -78,11 +78,13 @@ def parse_manifest(written: merger_pb2.Manifest) -> ModelManifest:
         raise BlobError(f"manifest of version {written.version!r}: {error}") from error
 
 
-def _sealed(data: bytes) -> bytes:
-    return blake3.blake3(data).digest() + data
+def write_sealed(path: Path, data: bytes) -> None:
+    """The data after its digest."""
+    write_atomically(path, blake3.blake3(data).digest() + data)
 
 
-def _read_sealed(path: Path) -> bytes | None:
+def read_sealed(path: Path) -> bytes | None:
+    """What `write_sealed` wrote; None where it is missing or damaged."""
     try:
         sealed = path.read_bytes()
     except FileNotFoundError:

@@ -20,7 +20,9 @@ from services.model.blob_store import BlobStore
 from services.model.errors import BlobError
 from services.model.manifest import BlobRef, ModelManifest
 from services.runtime.clock import Clock
+from services.runtime.failpoints import NO_FAILPOINT, Failpoint
 from services.runtime.net import open_stream
+from services.runtime.scope import outgoing
 from services.runtime.status import RpcFailure, data_loss, failure_of
 from services.worker.committed import parse_manifest
 
@@ -38,8 +40,9 @@ TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXC
 class Fetcher:
     """Disk work runs on `executor`, so the event loop never waits for it."""
 
-    def __init__(self, store: BlobStore, executor: Executor, clock: Clock) -> None:
+    def __init__(self, store: BlobStore, executor: Executor, clock: Clock, failpoint: Failpoint = NO_FAILPOINT) -> None:
         self._store = store
+        self._failpoint = failpoint
         self._executor = executor
         self._clock = clock
 
@@ -47,7 +50,7 @@ class Fetcher:
         """NOT_FOUND when the merger has no such version."""
         stub = merger_pb2_grpc.MergerServiceStub(merger)
         try:
-            answer = await stub.GetManifest(merger_pb2.GetManifestRequest(version=version), timeout=CALL_TIMEOUT_S)
+            answer = await stub.GetManifest(merger_pb2.GetManifestRequest(version=version), timeout=CALL_TIMEOUT_S, metadata=outgoing())
         except grpc.aio.AioRpcError as error:
             raise failure_of(error) from error
         manifest = parse_manifest(answer.manifest)
@@ -79,6 +82,7 @@ class Fetcher:
             try:
                 async for received in self._chunks(stub, blob):
                     num_bytes += received
+                await self._failpoint.passed("staged")
                 await self._on_disk(self._store.commit, blob.digest, blob.size_bytes)
                 return num_bytes
             except (BlobError, grpc.aio.AioRpcError) as error:
@@ -94,11 +98,12 @@ class Fetcher:
         """Receive the rest of a blob into its unfinished download; yields the size of each chunk."""
         offset = await self._on_disk(self._store.staged_bytes, blob.digest)
         request = merger_pb2.FetchBlobRequest(digest=blob.digest, offset=offset)
-        async with open_stream(stub.FetchBlob(request, timeout=CALL_TIMEOUT_S)) as stream:
+        async with open_stream(stub.FetchBlob(request, timeout=CALL_TIMEOUT_S, metadata=outgoing())) as stream:
             async for chunk in stream:
                 if zlib.crc32(chunk.data) != chunk.crc32:
                     raise BlobError(f"blob {blob.digest}: a chunk at offset {chunk.offset} came damaged")
                 await self._on_disk(self._store.append, blob.digest, chunk.offset, chunk.data)
+                await self._failpoint.passed("chunk")
                 yield len(chunk.data)
                 if chunk.offset + len(chunk.data) > blob.size_bytes:
                     return  # longer than the manifest says: the commit refuses it

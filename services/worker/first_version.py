@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from moedge.v1 import merger_pb2, merger_pb2_grpc
+from services.core.merging.mix import first_mix
 from services.model.blob_store import BlobStore
 from services.model.errors import BlobError
 from services.model.expert_store import ServedModel
@@ -62,13 +63,18 @@ class Starter:
         """Waits for the merger when there is nothing to serve without it. Ends only with a version, or with what makes one impossible."""
         self._store.discard_staged()
         committed = self._versions.read()
-        if committed is not None:
-            first = await self._from_disk(committed, merger)
-            if first is not None:
-                return first
-        if merger is None:
-            raise BlobError("no version is on disk and no merger is set; set MOEDGE_WORKER_MERGER_ADDRESS")
-        return await self._from_merger(merger)
+        first = await self._from_disk(committed, merger) if committed is not None else None
+        if first is None:
+            if merger is None:
+                raise BlobError("no version is on disk and no merger is set; set MOEDGE_WORKER_MERGER_ADDRESS")
+            first = await self._from_merger(merger)
+        self._reclaim(first)
+        return first
+
+    def _reclaim(self, first: FirstVersion) -> None:
+        """What a killed process fetched and never committed goes: its manifests now, its blobs as the cache's limit asks."""
+        self._versions.prune({manifest.version for manifest in (first.manifest, first.previous) if manifest is not None})
+        self._store.evict()
 
     async def _from_disk(self, committed: Committed, merger: grpc.aio.Channel | None) -> FirstVersion | None:
         manifest = self._versions.manifest(committed.version)
@@ -118,15 +124,13 @@ class Starter:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         self._versions.save_manifest(manifest)
         self._versions.write(Committed(manifest.version))
-        self._versions.prune({manifest.version})
         return FirstVersion(served, manifest, None, False)
 
     async def _built(self, merger: grpc.aio.Channel) -> ModelManifest:
-        request = merger_pb2.BuildModelRequest(
-            base_model=self._base_model, mix=dict(self._edge.initial_mix), budget_bytes=self._budget_bytes
-        )
         stub = merger_pb2_grpc.MergerServiceStub(merger)
         try:
+            mix = dict(self._edge.initial_mix) or await self._first_mix(stub)
+            request = merger_pb2.BuildModelRequest(base_model=self._base_model, mix=mix, budget_bytes=self._budget_bytes)
             async with open_stream(stub.BuildModel(request, timeout=BUILD_TIMEOUT_S)) as stream:
                 async for answer in stream:
                     if answer.WhichOneof("event") == "manifest":
@@ -135,3 +139,10 @@ class Starter:
         except grpc.aio.AioRpcError as error:
             raise failure_of(error) from error
         raise RpcFailure(grpc.StatusCode.UNAVAILABLE, "NO_MANIFEST", "the merger ended the build without a manifest")
+
+    async def _first_mix(self, stub: merger_pb2_grpc.MergerServiceAsyncStub) -> dict[str, float]:
+        """Led by a task type of this edge's own; empty, which is even, where the whole model fits."""
+        told = await stub.GetProfiles(merger_pb2.GetProfilesRequest(base_model=self._base_model), timeout=ASK_TIMEOUT_S)
+        if self._budget_bytes >= told.model_bytes.full:
+            return {}
+        return first_mix(list(told.profiles), self._edge.number)

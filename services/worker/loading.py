@@ -16,6 +16,7 @@ from services.model.families.base import MoeModel
 from services.model.greedy import greedy
 from services.model.manifest import ModelManifest
 from services.model.tokenizer import Tokenizer
+from services.runtime.failpoints import NO_FAILPOINT, Failpoint
 
 ResultT = TypeVar("ResultT")
 
@@ -23,8 +24,16 @@ SPARE_TOKENS = 4  # a text may have been written with more tokens than it is rea
 
 
 class Loader:
-    def __init__(self, store: BlobStore, executor: Executor, device: torch.device, max_prompt_tokens: int | None) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        executor: Executor,
+        device: torch.device,
+        max_prompt_tokens: int | None,
+        failpoint: Failpoint = NO_FAILPOINT,
+    ) -> None:
         self._store = store
+        self._failpoint = failpoint
         self._executor = executor
         self._device = device
         self._max_prompt_tokens = max_prompt_tokens
@@ -43,7 +52,9 @@ class Loader:
         return served
 
     def _beside(self, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest, tokenizer: Tokenizer) -> MoeModel:
+        self._failpoint.reached("load")
         model = present.with_experts(read_experts(self._store, manifest, present, present_manifest))
+        self._failpoint.reached("canary")
         check_answers(model, tokenizer, manifest)
         return model
 

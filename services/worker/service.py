@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
 import redis.asyncio
+from prometheus_client.metrics_core import Metric
 
 from moedge.v1 import inference_pb2_grpc, worker_pb2_grpc
 from services.model.blob_store import BlobStore
@@ -24,16 +25,21 @@ from services.runtime.clock import Clock
 from services.runtime.edges import EdgeConfig
 from services.runtime.eventlog import EventLog
 from services.runtime.events import EventWriter
+from services.runtime.failpoints import WORKER_POINTS, Failpoint
 from services.runtime.lifecycle import drain, supervise
-from services.runtime.net import Health, add_health_and_reflection, bind, channel, server
+from services.runtime.net import PLAINTEXT, Health, Network, add_health_and_reflection
 from services.runtime.status import draining, starting
 from services.runtime.store import EdgeRegistry
+from services.runtime.telemetry import Telemetry
 from services.worker.batch_loop import BatchLoop
 from services.worker.closing import RedisPulse, TaskCloser
 from services.worker.committed import VersionDirectory
 from services.worker.fetch import Fetcher
 from services.worker.first_version import FirstVersion, Starter
+from services.worker.idle_measuring import IdleMeasuring
+from services.worker.joining import advertised
 from services.worker.loading import Loader
+from services.worker.metrics import WorkerMetrics
 from services.worker.presence import Presence
 from services.worker.reports import ActivationReports
 from services.worker.servicer import InferenceServicer, Parts, WorkerServicer
@@ -49,12 +55,25 @@ FLUSH_S = 2.0
 
 
 class Worker:
-    def __init__(self, settings: WorkerSettings, edge: EdgeConfig, log: EventLog, redis: redis.asyncio.Redis, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        edge: EdgeConfig,
+        log: EventLog,
+        redis: redis.asyncio.Redis,
+        clock: Clock,
+        network: Network = PLAINTEXT,
+    ) -> None:
         self._settings = settings
         self._edge = edge
         self._log = log
         self._redis = redis
         self._clock = clock
+        self._telemetry = Telemetry("worker", settings, clock, SERVICE_NAMES, edge.name)
+        self._metrics = WorkerMetrics(self._telemetry.metrics, edge.name)
+        self._telemetry.metrics.watch_event_log(log)
+        self._telemetry.metrics.at_scrape(self._view)
+        self._network = self._telemetry.around(network)
         self._epoch = uuid.uuid4().hex
         self._device = pick_device(edge.device)
         self._registry = EdgeRegistry(redis, clock)
@@ -72,6 +91,14 @@ class Worker:
     @property
     def version(self) -> str:
         return self._ready().updater.present.version
+
+    @property
+    def metrics_port(self) -> int | None:
+        return self._telemetry.metrics.port
+
+    def _view(self) -> Iterable[Metric]:
+        parts = self._parts
+        return () if parts is None else self._metrics.view(parts.presence.entry(), parts.loop)
 
     def _ready(self) -> Parts:
         if self._parts is None:
@@ -91,12 +118,14 @@ class Worker:
 
     async def _enter(self) -> None:
         settings, edge, stack = self._settings, self._edge, self._stack
-        grpc_server = server()
+        await stack.enter_async_context(self._telemetry)
+        self._telemetry.metrics.watch_redis(self._registry)
+        grpc_server = self._network.server()
         health = add_health_and_reflection(grpc_server, SERVICE_NAMES)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._ready), grpc_server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(self._ready), grpc_server)
-        bound = bind(grpc_server, settings.host, settings.port)
-        self._address = settings.advertise or bound
+        bound = self._network.bind(grpc_server, settings.host, settings.port)
+        self._address = advertised(settings, bound)
         await grpc_server.start()
         stack.push_async_callback(grpc_server.stop, None)
 
@@ -107,8 +136,9 @@ class Worker:
 
         store = BlobStore(self._directory / "blobs", settings.cache_limit_bytes)
         versions = VersionDirectory(self._directory)
-        fetcher = Fetcher(store, load_thread, self._clock)
-        loader = Loader(store, load_thread, self._device, settings.max_prompt_tokens)
+        failpoint = Failpoint.parse(settings.failpoint, WORKER_POINTS)
+        fetcher = Fetcher(store, load_thread, self._clock, failpoint)
+        loader = Loader(store, load_thread, self._device, settings.max_prompt_tokens, failpoint)
         budget_bytes = edge.memory_bytes - (settings.swap_reserve_bytes or 0)
         starter = Starter(edge, settings.base_model, budget_bytes, store, versions, fetcher, loader, self._clock)
         first = await self._first(starter)
@@ -130,8 +160,11 @@ class Worker:
             fetcher,
             loader,
             load_thread,
+            self._metrics,
             self._clock,
             settings.merger_address,
+            self._network,
+            failpoint,
         )
         presence = Presence(
             edge, self._address, self._epoch, str(self._device), budget_bytes, max_prompt_tokens, settings.max_new_tokens, loop, updater,
@@ -150,14 +183,26 @@ class Worker:
             presence,
             events,
             closer,
+            self._metrics,
+            self._telemetry.tracer,
+            self._clock,
         )
         reports = ActivationReports(
-            edge.name, self._epoch, loop, events, self._clock, min_tasks=settings.report_tasks, interval_s=settings.report_interval_s
+            edge.name,
+            self._epoch,
+            loop,
+            events,
+            self._metrics,
+            self._telemetry.tracer,
+            self._clock,
+            min_tasks=settings.report_tasks,
+            interval_s=settings.report_interval_s,
         )
         self._run("batch loop", loop.run)
         self._run("registry entry", lambda: presence.run(self._registry, self._clock, settings.entry_interval_s))
         self._run("activation reports", reports.run)
         self._run("task closing", closer.run)
+        self._run("measuring", IdleMeasuring(loop, updater, edge.max_batch, max_prompt_tokens, edge.speed, self._clock).run)
         self._run("health", lambda: self._tell_health(health, parts))
         await presence.publish(self._registry)
         self._parts = parts
@@ -168,7 +213,9 @@ class Worker:
     async def _first(self, starter: Starter) -> FirstVersion:
         if self._settings.merger_address is None:
             return await starter.open(None)
-        async with channel(self._settings.merger_address) as merger:
+        async with self._network.channel(self._settings.merger_address, "merger") as merger:
+            if trouble := await self._network.trouble(self._settings.merger_address, "merger"):
+                logger.error("%s", trouble)
             return await starter.open(merger)
 
     def _run(self, name: str, body: Callable[[], Awaitable[None]]) -> None:

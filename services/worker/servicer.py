@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,19 @@ from moedge.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_
 from services.model.errors import PromptError
 from services.model.generation import Emitted, Finished, GenTask, Started
 from services.model.tokenizer import Tokenizer
+from services.runtime.clock import Clock
 from services.runtime.codec import duration
 from services.runtime.eventlog import OutboxFullError
 from services.runtime.events import EventWriter
+from services.runtime.scope import within
 from services.runtime.status import RpcFailure, failed_precondition, guarded, invalid_field
+from services.runtime.tracing import Tracer
 from services.worker.batch_loop import BatchLoop, Ticket
 from services.worker.closing import CallEnd, TaskCloser
+from services.worker.metrics import WorkerMetrics
 from services.worker.presence import Presence
 from services.worker.updates import Updater
+from services.worker.watching import CallWatch
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,9 @@ class Parts:
     presence: Presence
     events: EventWriter
     closer: TaskCloser
+    metrics: WorkerMetrics
+    tracer: Tracer
+    clock: Clock
 
 
 Ready = Callable[[], Parts]  # raises UNAVAILABLE while the worker starts
@@ -63,17 +72,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Initial metadata says that the task is queued, `accepted` that it started, and on which version."""
         parts = self._ready()
+        task_id = request.dispatch.task_id or uuid.uuid4().hex
+        with within(task_id=task_id):
+            async with aclosing(self._generated(parts, request, context, task_id)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _generated(
+        self, parts: Parts, request: inference_pb2.GenerateRequest, context: Any, task_id: str
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         dispatch = request.dispatch
-        task_id = dispatch.task_id or uuid.uuid4().hex
         attempt = dispatch.attempt or 1
         task = await _read(parts, request, f"{task_id}:{attempt}")
-        ticket = parts.loop.submit(task)
-        kind = "failed"
+        ticket = parts.loop.submit(task, dispatch.broker_id)
+        watch = CallWatch(ticket, parts.metrics, parts.tracer, parts.clock)
+        kind, refused = "failed", False
         fields: dict[str, Any] = dict(LOST)
         remembered = True
         try:
             await context.send_initial_metadata(())
             async for event in _events(ticket):
+                watch.see(event)
                 if isinstance(event, Started):
                     _write_started(parts, request, task_id, attempt, event.version, ticket)
                     accepted = inference_pb2.Accepted(task_id=task_id, edge_id=parts.edge_id, version=event.version)
@@ -84,11 +103,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     kind, fields = "completed", _completed(ticket, event)
                     yield inference_pb2.GenerateResponse(summary=_summary(parts, request, task_id, attempt, ticket, event))
         except RpcFailure as failure:
-            kind, fields = "failed", {"status": failure.code.name, "reason": failure.reason}
+            refused, fields = True, {"status": failure.code.name, "reason": failure.reason}
             remembered = not dispatch.broker_id
             raise
         finally:
             parts.loop.cancel(task.task_id)
+            watch.ended(completed=kind == "completed", failed=refused)
             if remembered:
                 fields |= {"edge_id": parts.edge_id, "user_id": request.user_id, "region": request.region, "task_type": request.task_type}
                 parts.closer.ended(CallEnd(dispatch.broker_id, task_id, attempt, kind, fields))
@@ -103,7 +123,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         parts = self._ready()
         task_ids = [key.rpartition(":")[0] for key in parts.loop.task_ids]
         return worker_pb2.GetStatusResponse(
-            entry=parts.presence.entry(), running_tasks=parts.loop.num_running, queued_tasks=parts.loop.num_queued, task_ids=task_ids
+            entry=parts.presence.entry(),
+            running_tasks=parts.loop.num_running,
+            queued_tasks=parts.loop.num_queued,
+            task_ids=task_ids,
+            tasks_by_broker=parts.loop.tasks_by_broker,
         )
 
     @guarded
@@ -128,6 +152,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         parts.presence.draining = True
         parts.updater.changed.set()
         return worker_pb2.DrainResponse(outstanding_tasks=len(parts.loop.task_ids))
+
+    @guarded
+    async def Resume(self, request: worker_pb2.ResumeRequest, context: Any) -> worker_pb2.ResumeResponse:
+        parts = self._ready()
+        parts.loop.resume()
+        parts.presence.draining = False
+        parts.updater.changed.set()
+        return worker_pb2.ResumeResponse(version=parts.updater.present.version)
 
 
 async def _events(ticket: Ticket) -> AsyncIterator[Started | Emitted | Finished]:
@@ -194,7 +226,7 @@ def _write_started(parts: Parts, request: inference_pb2.GenerateRequest, task_id
             queue_wait=ticket.queue_wait_s,
         )
     except OutboxFullError:
-        logger.error("outbox full: the start of task %s was not written", task_id)
+        logger.error("outbox full: the start of task %s was not written", task_id, extra={"task_id": task_id})
 
 
 def _completed(ticket: Ticket, finished: Finished) -> dict[str, Any]:

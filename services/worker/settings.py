@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.runtime.failpoints import WORKER_POINTS, Failpoint
 from services.runtime.settings import ServiceSettings
 
 
@@ -15,7 +17,16 @@ class WorkerSettings(ServiceSettings):
 
     edges_file: Path | None = Field(None, description="edges file (TOML) that describes this edge server")
     edge: str | None = Field(None, description="its name in the edges file; may be left out where the file has one edge")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what this edge server is called; unset: as in the edges file"
+    )
+    device: Literal["auto", "cpu", "cuda"] | None = Field(None, description="what computes; unset: as in the edges file")
+    replicas: bool = Field(
+        False,
+        description="several workers share this edge description and this cache_dir: each is the first free one of NAME-1, NAME-2 ...",
+    )
     join: str | None = Field(None, description="host:port of a broker that knows Kafka, Redis and the merger")
+    join_token_file: Path | None = Field(None, description="token that lets this worker join over TLS: scope `join` at the broker")
     merger_address: str | None = Field(None, description="host:port of the merger; unset: what the joined broker says")
     base_model: str = Field("", description="id of the base model; empty: the merger's only one")
     cache_dir: Path = Field(Path("~/.cache/moedge/worker"), description="where versions and blobs are kept, a directory an edge")
@@ -34,3 +45,10 @@ class WorkerSettings(ServiceSettings):
     entry_interval_s: float = Field(0.5, gt=0, le=1.0, description="the registry entry is renewed this often")
     stuck_after_s: float = Field(30.0, gt=0, description="a step that lasts longer makes the worker unhealthy")
     torch_threads: int = Field(0, ge=0, description="threads of one tensor operation; 0: torch's own choice")
+    failpoint: str = Field("", description="for tests: NAME:kill or NAME:sleep=SECONDS at a step of an update (runtime/failpoints.py)")
+
+    @field_validator("failpoint")
+    @classmethod
+    def _known_failpoint(cls, text: str) -> str:
+        Failpoint.parse(text, WORKER_POINTS)
+        return text

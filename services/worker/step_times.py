@@ -5,6 +5,8 @@ A measurement, not a prediction: brokers get the lines in the registry entry and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.core.offload.values import StepTimes
 
 HALF_LIFE = 200  # samples after which one weighs half
@@ -22,6 +24,12 @@ class LineFit:
     def anchor(self, x: float, y: float) -> None:
         self._anchor = _added(self._anchor, x, y)
 
+    def renew(self, samples: Sequence[tuple[float, float]]) -> None:
+        """Measured again on purpose: everything before weighs half as much, the warm-up too."""
+        self._anchor, self._fading = _halved(self._anchor), _halved(self._fading)
+        for x, y in samples:
+            self.anchor(x, y)
+
     def observe(self, x: float, y: float) -> None:
         base, slope = self.line()
         line = base + slope * x
@@ -38,6 +46,11 @@ class LineFit:
         if base < 0:
             return 0.0, xy / xx
         return base, slope
+
+
+def _halved(sums: tuple[float, ...]) -> tuple[float, float, float, float, float]:
+    weight, x, y, xx, xy = (0.5 * part for part in sums)
+    return weight, x, y, xx, xy
 
 
 def _added(sums: tuple[float, ...], x: float, y: float) -> tuple[float, float, float, float, float]:

@@ -26,13 +26,15 @@ from services.model.manifest import ModelManifest
 from services.model.tokenizer import Tokenizer
 from services.runtime.clock import Clock
 from services.runtime.codec import duration
-from services.runtime.net import channel
+from services.runtime.failpoints import NO_FAILPOINT, Failpoint
+from services.runtime.net import PLAINTEXT, Network
 from services.runtime.status import RpcFailure, failed_precondition, failure_for
 from services.worker.batch_loop import BatchLoop
 from services.worker.committed import Committed, VersionDirectory
 from services.worker.fetch import Fetcher, no_merger
 from services.worker.first_version import FirstVersion
 from services.worker.loading import Loader, changed_bytes, held_bytes
+from services.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +66,11 @@ class Updater:
         fetcher: Fetcher,
         loader: Loader,
         executor: Executor,
+        metrics: WorkerMetrics,
         clock: Clock,
         merger_address: str | None,
+        network: Network = PLAINTEXT,
+        failpoint: Failpoint = NO_FAILPOINT,
     ) -> None:
         self._edge_id = edge_id
         self._memory_bytes = memory_bytes
@@ -77,9 +82,12 @@ class Updater:
         self._fetcher = fetcher
         self._loader = loader
         self._executor = executor
+        self._metrics = metrics
         self._clock = clock
         self._pinned_versions: set[str] = set()
         self._merger_address = merger_address
+        self._network = network
+        self._failpoint = failpoint
         self._running: asyncio.Task[worker_pb2.SwapReport] | None = None
         self._down_since_s: float | None = None
         self._last_downtime_s = FIRST_DOWNTIME_S
@@ -95,6 +103,10 @@ class Updater:
         if self._down_since_s is None:
             return None
         return max(0.05, self._last_downtime_s - (self._clock.now_s() - self._down_since_s))
+
+    @property
+    def is_updating(self) -> bool:
+        return self._running is not None and not self._running.done()
 
     async def load(self, version: str, merger_address: str) -> worker_pb2.SwapReport:
         if self.pinned:
@@ -123,7 +135,7 @@ class Updater:
 
     async def _alone(self, update: Coroutine[Any, Any, worker_pb2.SwapReport]) -> worker_pb2.SwapReport:
         """Run the update to its end even if its caller goes away; refuse a second one meanwhile."""
-        if self._running is not None and not self._running.done():
+        if self.is_updating:
             update.close()
             raise failed_precondition("UPDATE_RUNNING", f"edge {self._edge_id} is being updated; ask again when it is done")
         self._running = asyncio.create_task(self._explained(update), name=f"update of {self._edge_id}")
@@ -136,6 +148,7 @@ class Updater:
             return await update
         except (ModelError, OSError, RpcFailure) as error:
             failure = _failure(error, before)
+            self._metrics.update_failed()
             logger.warning("update failed: %s", failure.message, extra={"edge_id": self._edge_id})
             await self._keep_only_live()
             raise failure from error
@@ -146,11 +159,13 @@ class Updater:
         if version == self.present.version:
             return worker_pb2.SwapReport(edge_id=self._edge_id, from_version=version, to_version=version, ok=True)
         began_at_s = self._clock.now_s()
-        async with channel(merger_address) as merger:
+        async with self._network.channel(merger_address, "merger") as merger:
             manifest = await self._fetcher.manifest(merger, version)
+            await self._failpoint.passed("manifest")
             self._refuse_unfit(manifest)
             self._pin_blobs(manifest)
             bytes_fetched = await self._fetcher.blobs(merger, manifest)
+        await self._failpoint.passed("stored")
         return await self._swapped(manifest, self._clock.now_s() - began_at_s, bytes_fetched, pinned=False)
 
     def _refuse_unfit(self, manifest: ModelManifest) -> None:
@@ -173,6 +188,7 @@ class Updater:
         else:
             await self._swap_down(manifest, pinned, measured)
         self.num_updates += 1
+        self._metrics.swapped(measured.stall_s)
         await self._keep_only_live()
         self.changed.set()
         logger.info("serving %s after %s", manifest.version, before.version, extra={"edge_id": self._edge_id})
@@ -238,7 +254,7 @@ class Updater:
         while True:
             try:
                 if self._merger_address and self._store.missing(manifest.digests):
-                    async with channel(self._merger_address) as merger:
+                    async with self._network.channel(self._merger_address, "merger") as merger:
                         await self._fetcher.blobs(merger, manifest)
                 served = await self._loader.whole(manifest)
                 break
@@ -252,8 +268,11 @@ class Updater:
         before, pointer = self.present, self._pointer()
         try:
             await self._on_disk(self._versions.save_manifest, manifest)
+            await self._failpoint.passed("commit")
             await self._on_disk(self._versions.write, Committed(manifest.version, before.version, pinned))
+            await self._failpoint.passed("switch")
             await self._loop.at_boundary(lambda engine: engine.install(model, manifest.version))
+            await self._failpoint.passed("ack")
         except Exception:  # of any kind: the pointer must name what goes on serving
             self._versions.write(pointer)
             raise

@@ -40,6 +40,7 @@ memory_bytes = {memory_bytes}
 device = "cpu"
 speed = 0.1
 max_batch = 1
+initial_mix = {{ alternative = 0.2, facts = 0.2, pronoun = 0.2, question = 0.2, sentence = 0.2 }}
 regions.here = {{ latency_s = 0.002, uplink_bytes_per_s = 1e7, downlink_bytes_per_s = 1e7 }}
 """
 

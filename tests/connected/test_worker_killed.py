@@ -13,10 +13,11 @@ from services.core.workload.arrivals import poisson
 from services.runtime.clock import SystemClock
 from services.runtime.net import channel
 from services.tasks.sources import open_tasks
-from tests.connected.calls import Calls
-from tests.connected.ledger import OK, Fault, check, gaps, terminal, unfinished
 from tests.connected.local_stack import EDGES, started_stack
 from tests.fakes.processes import started_redis
+from tests.harness.checker import check, gaps, terminal, unfinished
+from tests.harness.history import OK, Fault
+from tests.harness.recorder import Calls
 
 pytestmark = [pytest.mark.connected, pytest.mark.timeout(240)]
 

@@ -1,15 +1,18 @@
 """One body over every event log: in the process, and on a real Kafka. What holds for one holds for the other."""
 
 import asyncio
+import dataclasses
 import uuid
 from collections import Counter
+from typing import cast
 
 import pytest
 
 from services.runtime.clock import SystemClock
-from services.runtime.eventlog import PoisonRecordError, Record
+from services.runtime.eventlog import EventLog, PoisonRecordError, Record
 from services.runtime.eventlog_kafka import KafkaEventLog
 from services.runtime.eventlog_memory import MemoryBroker, MemoryEventLog
+from services.runtime.events import EventWriter
 from services.runtime.topics import Topic, create_topics
 from tests.fakes.waiting import until
 
@@ -212,3 +215,36 @@ async def test_publishing_and_leaving_leaves_nothing_in_the_outbox(new_log, topi
         for number in range(100):
             log.publish(make_record(topic, number), droppable=bool(number % 2))
     assert log.outbox_depth == 0
+
+
+async def test_a_subscription_knows_how_far_it_is_behind(new_log, topic, group):
+    clock, release, seen = SystemClock(), asyncio.Event(), []
+
+    async def handle(record):
+        await release.wait()
+        seen.append(record)
+
+    log = new_log()
+    async with log:
+        assert list(log.lags) == []
+        for number in range(10):
+            EventWriter(cast(EventLog, _Onto(log, topic)), "test", clock).task("started", f"task-{number}", 1)
+        await log.flush(WAIT_S)
+        async with log.subscribe(topic, group, handle):
+            await until(lambda: [lag.num_records for lag in log.lags] == [10], timeout_s=WAIT_S, what="ten records to wait")
+            release.set()
+            await until(lambda: [lag.num_records for lag in log.lags] == [0], timeout_s=WAIT_S, what="nothing to wait")
+            [lag] = log.lags
+            assert (lag.topic, lag.group, lag.behind_s, len(seen)) == (topic, group, 0.0, 10)
+        assert list(log.lags) == []
+
+
+@dataclasses.dataclass
+class _Onto:
+    """Publishes everything onto one topic."""
+
+    log: EventLog
+    topic: str
+
+    def publish(self, record, *, droppable=False):
+        self.log.publish(dataclasses.replace(record, topic=self.topic), droppable=droppable)

@@ -130,6 +130,10 @@ class FakeBroker(broker_pb2_grpc.BrokerServiceServicer, inference_pb2_grpc.Infer
         raise NOT_HERE
 
     @guarded
+    async def ResumeEdge(self, request: broker_pb2.ResumeEdgeRequest, context: Any) -> broker_pb2.ResumeEdgeResponse:
+        raise NOT_HERE
+
+    @guarded
     async def UnpinEdge(self, request: broker_pb2.UnpinEdgeRequest, context: Any) -> broker_pb2.UnpinEdgeResponse:
         raise NOT_HERE
 

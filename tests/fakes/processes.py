@@ -54,6 +54,7 @@ class KafkaProcess:
 
     port: int
     data: Path
+    settings: tuple[str, ...] = ()  # lines of its server.properties besides
 
     @property
     def bootstrap(self) -> str:
@@ -61,6 +62,7 @@ class KafkaProcess:
 
     def start(self) -> None:
         command = [str(KAFKA_START), "--port", str(self.port), "--data", str(self.data)]
+        command += [word for setting in self.settings for word in ("--set", setting)]
         # start.sh leaves the broker behind with our pipes: its output goes to a file, or we would wait for the broker itself.
         self.data.mkdir(parents=True, exist_ok=True)
         with (self.data / "start.txt").open("w") as out:
@@ -118,6 +120,7 @@ def started_kafka(directory: Path) -> Iterator[KafkaProcess]:
 class RedisProcess:
     port: int
     directory: Path
+    hosts: tuple[str, ...] = ("127.0.0.1",)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -125,7 +128,8 @@ class RedisProcess:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self.directory)]
+        options = ["--port", str(self.port), "--bind", *self.hosts, "--protected-mode", "no", "--save", "", "--appendonly", "no"]
+        options += ["--dir", str(self.directory)]
         self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(100):
             with socket.socket() as probe:

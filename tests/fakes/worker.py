@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Self
@@ -55,6 +56,8 @@ class FakeWorker(inference_pb2_grpc.InferenceServiceServicer, worker_pb2_grpc.Wo
         self.deaf = False  # heartbeats do not reach it, all else does
         self.requests: list[inference_pb2.GenerateRequest] = []
         self.num_active = 0
+        self.others: Counter[str] = Counter()  # tasks that it says it has besides, by broker
+        self._senders: dict[int, str] = {}
         self.num_cancelled = 0
         self._server = server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
@@ -99,6 +102,7 @@ class FakeWorker(inference_pb2_grpc.InferenceServiceServicer, worker_pb2_grpc.Wo
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
         self.requests.append(request)
         self.num_active += 1
+        self._senders[id(request)] = request.dispatch.broker_id
         try:
             async for response in self._serve(request):
                 yield response
@@ -107,6 +111,7 @@ class FakeWorker(inference_pb2_grpc.InferenceServiceServicer, worker_pb2_grpc.Wo
             raise
         finally:
             self.num_active -= 1
+            del self._senders[id(request)]
 
     async def _serve(self, request: inference_pb2.GenerateRequest) -> AsyncIterator[inference_pb2.GenerateResponse]:
         version, dispatch = self.entry.version, request.dispatch
@@ -149,7 +154,8 @@ class FakeWorker(inference_pb2_grpc.InferenceServiceServicer, worker_pb2_grpc.Wo
         await self._unfrozen()
         if self.deaf:
             await asyncio.Event().wait()
-        return worker_pb2.GetStatusResponse(entry=self.entry, running_tasks=self.num_active)
+        senders = Counter({"": 0}) + self.others + Counter(self._senders.values())
+        return worker_pb2.GetStatusResponse(entry=self.entry, running_tasks=self.num_active, tasks_by_broker=dict(senders))
 
     @guarded
     async def LoadVersion(self, request: worker_pb2.LoadVersionRequest, context: Any) -> worker_pb2.LoadVersionResponse:
@@ -176,3 +182,9 @@ class FakeWorker(inference_pb2_grpc.InferenceServiceServicer, worker_pb2_grpc.Wo
         self.entry.state = worker_pb2.EDGE_STATE_DRAINING
         await self.announce()
         return worker_pb2.DrainResponse(outstanding_tasks=self.num_active)
+
+    @guarded
+    async def Resume(self, request: worker_pb2.ResumeRequest, context: Any) -> worker_pb2.ResumeResponse:
+        self.entry.state = worker_pb2.EDGE_STATE_READY
+        await self.announce()
+        return worker_pb2.ResumeResponse(version=self.entry.version)

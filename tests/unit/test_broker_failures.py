@@ -107,10 +107,11 @@ async def test_a_frozen_edge_is_noticed_by_heartbeats_and_its_tasks_go_elsewhere
 async def test_an_edge_cut_off_from_this_broker_alone_is_noticed_later():
     async with running(quality_scale=100.0, heartbeat_s=0.05) as house:
         first, _ = await two_workers(house)
-        first.deaf = True
-        await until(lambda: house.snapshots[0].state is EdgeState.UNREACHABLE)
         link = house.broker._parts.edges.find("first")
         assert link is not None
+        await until(lambda: link.answered)
+        first.deaf = True
+        await until(lambda: house.snapshots[0].state is EdgeState.UNREACHABLE)
         assert link.num_missed >= 9
         assert (await house.ask(task_type="facts")).summary.edge_id == "second"
 

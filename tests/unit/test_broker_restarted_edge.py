@@ -38,6 +38,41 @@ async def test_the_first_tasks_for_a_restarted_edge_do_not_meet_the_back_off_of_
         await again._server.stop(None)
 
 
+async def test_another_edge_that_got_a_dead_ones_address_is_not_taken_for_it():
+    async with running(heartbeat_s=0.05, quality_scale=100.0) as house:
+        first = await house.worker("first")
+        await first.die()
+        other = RestartedWorker("other", house.redis, version="v2")
+        await other.start_at(first.entry.address)
+        await house.known("other")
+        await house.known("first", state=EdgeState.UNREACHABLE)
+        first.entry.sequence += 1
+        await first.announce()
+        found = {link.edge_id: link.entry.version for link in house.broker._parts.edges.links}
+        assert found == {"first": "v1", "other": "v2"}
+        assert (await house.ask("q")).summary.edge_id == "other"
+        await other._server.stop(None)
+
+
+async def test_what_the_registry_said_before_it_froze_does_not_bring_an_earlier_process_back():
+    async with running(heartbeat_s=0.05) as house:
+        first = await house.worker("first")
+        before = worker_pb2.EdgeEntry()
+        before.CopyFrom(first.entry)
+        await first.die()
+        await house.known("first", state=EdgeState.UNREACHABLE)
+        again = RestartedWorker("first", house.redis, version="v2")
+        await again.start_at(first.entry.address)
+        await house.known("first")
+        seen = set()
+        for _ in range(10):
+            await again._registry.put(before)
+            await SystemClock().sleep(0.03)
+            seen |= {(edge.version, edge.state) for edge in house.snapshots}
+        assert seen == {("v2", EdgeState.READY)}
+        await again._server.stop(None)
+
+
 async def test_an_entry_of_the_dead_process_that_is_still_in_the_registry_brings_nothing_back():
     async with running(heartbeat_s=60.0, quality_scale=100.0) as house:
         first = await house.worker("first", quality={"facts": 0.9})

@@ -82,6 +82,9 @@ class FakeBroker(broker_pb2_grpc.BrokerServiceServicer):
     def DrainEdge(self, request, context):
         return broker_pb2.DrainEdgeResponse(outstanding_tasks=3)
 
+    def ResumeEdge(self, request, context):
+        return broker_pb2.ResumeEdgeResponse(version=EDGE.version)
+
 
 def refuse(context, code, reason, message):
     detail = ProtoAny()
@@ -165,9 +168,10 @@ def test_explain_shows_the_choice_and_why_others_were_none(target):
     assert printed["alpha"] == 0.5
 
 
-def test_edges_are_pinned_and_drained_by_name(target):
+def test_edges_are_pinned_drained_and_resumed_by_name(target):
     assert json.loads(run("edges", "pin", "barn", "--target", target, "--json").stdout)["version"] == EDGE.version
     assert "outstanding_tasks 3" in run("edges", "drain", "barn", "--target", target).stdout
+    assert EDGE.version in run("edges", "resume", "barn", "--target", target).stdout
 
 
 def test_an_unknown_edge_is_bad_input(target):
@@ -192,4 +196,5 @@ def test_a_target_that_is_not_there_exits_3_with_the_cure(call):
 def test_a_target_that_is_no_address_is_bad_input(call):
     result = run(*call, "--target", "somewhere")
     assert result.exit_code == 2
-    assert result.stderr.strip() == "moedge: target: 'somewhere' is not HOST:PORT, such as 127.0.0.1:50051"
+    assert result.stderr.startswith("moedge: target: 'somewhere' is not HOST:PORT, such as 127.0.0.1:50051, or a range")
+    assert result.stderr.count("\n") == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.edges import EdgesFileError, ModelBytes, default_edges, read_edges, resolve_memory
+from services.runtime.edges import EdgesFileError, MemoryShare, ModelBytes, default_edges, described_edges, read_edges, read_memory
 
 EXAMPLES = Path(__file__).parents[2] / "infra" / "edges"
 SIZES = ModelBytes(full=1_000_000, non_expert=40_000, num_experts=384)  # an expert is 2,500 bytes
@@ -49,13 +49,25 @@ def test_every_key_of_an_edge_is_read(tmp_path):
     ("100% experts", 1_000_000),
 ])  # fmt: skip
 def test_memory_is_bytes_or_a_share_of_the_model_or_of_its_experts(given, memory_bytes):
-    assert resolve_memory(given, SIZES) == memory_bytes
+    memory = read_memory(given)
+    assert (memory.of(SIZES) if isinstance(memory, MemoryShare) else memory) == memory_bytes
 
 
 @pytest.mark.parametrize("given", [0, -1, "0%", "101%", "25", "a quarter", 1.5, True, None])
 def test_other_memory_is_refused(given):
     with pytest.raises(EdgesFileError, match="memory_bytes: "):
-        resolve_memory(given, SIZES)
+        read_memory(given)
+
+
+def test_an_edge_is_described_before_the_model_is_known(tmp_path):
+    text = GOOD.replace("memory_bytes = 123", 'memory_bytes = "25% experts"') + GOOD.replace("barn", "shed")
+    by_share, by_bytes = described_edges(write(tmp_path / "edges.toml", text))
+    assert (by_share.name, by_share.needs_model) == ("barn", True)
+    assert (by_bytes.name, by_bytes.needs_model) == ("shed", False)
+    assert by_share.resolved(SIZES).memory_bytes == 40_000 + 96 * 2_500 + 1_250
+    assert by_bytes.resolved(None).memory_bytes == 123
+    with pytest.raises(EdgesFileError, match="edge 'barn': memory_bytes: '25% experts' is a share"):
+        by_share.resolved(None)
 
 
 def test_a_share_without_a_model_says_so(tmp_path):

@@ -131,7 +131,7 @@ async def test_a_bug_is_internal_with_a_request_id_and_the_traceback_stays_in_th
         got = await failure_from(stub, service, KeyError("secret detail"))
     assert got.code is Code.INTERNAL
     assert "secret" not in got.message
-    assert got.metadata["request_id"] in caplog.text
+    assert [getattr(record, "request_id", "") for record in caplog.records] == [got.metadata["request_id"]]
     assert "KeyError" in caplog.text
 
 

@@ -63,3 +63,23 @@ def test_the_fit_follows_a_device_that_became_slower():
         fit.step.observe(x, 0.02 + 0.002 * x)
     assert fit.value().step_base_s == pytest.approx(0.02, rel=0.05)
     assert fit.value().step_row_s == pytest.approx(0.002, rel=0.05)
+
+
+def test_what_is_measured_again_outweighs_a_warm_up_that_was_ten_times_too_slow_after_a_few_rounds():
+    fit = LineFit()
+    for x in (1, 4):
+        fit.anchor(x, 10 * (0.004 + 0.001 * x))
+    for _ in range(6):
+        fit.renew([(x, 0.004 + 0.001 * x) for x in (1.0, 4.0)])
+    base, slope = fit.line()
+    assert base + slope == pytest.approx(0.005, rel=0.2)
+
+
+def test_measuring_again_forgets_tasks_of_a_busier_time():
+    fit = LineFit()
+    fit.anchor(1, 0.01)
+    for _ in range(500):
+        fit.observe(1, 0.03)
+    for _ in range(12):
+        fit.renew([(1.0, 0.01)])
+    assert sum(fit.line()) == pytest.approx(0.01, rel=0.1)

@@ -103,6 +103,8 @@ class Edge(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
     MIX_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_FIELD_NUMBER: _builtins.int
+    QUEUED_TASKS_FIELD_NUMBER: _builtins.int
     edge_id: _builtins.str
     address: _builtins.str
     version: _builtins.str
@@ -116,6 +118,9 @@ class Edge(_message.Message):
     device: _builtins.str
     pinned: _builtins.bool
     updates: _builtins.int
+    running_tasks: _builtins.int
+    """As the edge itself said last: tasks in its batch, and tasks that wait for a slot."""
+    queued_tasks: _builtins.int
     @_builtins.property
     def quality(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -147,10 +152,12 @@ class Edge(_message.Message):
         pinned: _builtins.bool = ...,
         updates: _builtins.int = ...,
         mix: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        running_tasks: _builtins.int = ...,
+        queued_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predicted_queue_wait", b"predicted_queue_wait", "step_times", b"step_times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "edge_id", b"edge_id", "links", b"links", "max_batch", b"max_batch", "max_queue", b"max_queue", "memory_bytes", b"memory_bytes", "mix", b"mix", "model_bytes", b"model_bytes", "outstanding_tasks", b"outstanding_tasks", "pinned", b"pinned", "predicted_queue_wait", b"predicted_queue_wait", "quality", b"quality", "speed", b"speed", "state", b"state", "step_times", b"step_times", "updates", b"updates", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "edge_id", b"edge_id", "links", b"links", "max_batch", b"max_batch", "max_queue", b"max_queue", "memory_bytes", b"memory_bytes", "mix", b"mix", "model_bytes", b"model_bytes", "outstanding_tasks", b"outstanding_tasks", "pinned", b"pinned", "predicted_queue_wait", b"predicted_queue_wait", "quality", b"quality", "queued_tasks", b"queued_tasks", "running_tasks", b"running_tasks", "speed", b"speed", "state", b"state", "step_times", b"step_times", "updates", b"updates", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,6 +189,7 @@ class ListEdgesResponse(_message.Message):
     OUTBOX_DEPTH_FIELD_NUMBER: _builtins.int
     KAFKA_CONNECTED_FIELD_NUMBER: _builtins.int
     REDIS_CONNECTED_FIELD_NUMBER: _builtins.int
+    LAGS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     base_model: _builtins.str
     quality_scale: _builtins.float
@@ -191,6 +199,10 @@ class ListEdgesResponse(_message.Message):
     redis_connected: _builtins.bool
     @_builtins.property
     def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Edge]: ...
+    @_builtins.property
+    def lags(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConsumerLag]:
+        """How far the readers of the event log are behind; empty while that is not known."""
+
     def __init__(
         self,
         *,
@@ -201,14 +213,47 @@ class ListEdgesResponse(_message.Message):
         outbox_depth: _builtins.int = ...,
         kafka_connected: _builtins.bool = ...,
         redis_connected: _builtins.bool = ...,
+        lags: _abc.Iterable[Global___ConsumerLag] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "edges", b"edges", "kafka_connected", b"kafka_connected", "outbox_depth", b"outbox_depth", "policy", b"policy", "quality_scale", b"quality_scale", "redis_connected", b"redis_connected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "edges", b"edges", "kafka_connected", b"kafka_connected", "lags", b"lags", "outbox_depth", b"outbox_depth", "policy", b"policy", "quality_scale", b"quality_scale", "redis_connected", b"redis_connected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEdgesResponse: _TypeAlias = ListEdgesResponse  # noqa: Y015
+
+@_typing.final
+class ConsumerLag(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    group: _builtins.str
+    records: _builtins.int
+    """Records written and not yet read by the group."""
+    @_builtins.property
+    def behind(self) -> _duration_pb2.Duration:
+        """Age of the oldest of them."""
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        group: _builtins.str = ...,
+        records: _builtins.int = ...,
+        behind: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "group", b"group", "records", b"records", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsumerLag: _TypeAlias = ConsumerLag  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
@@ -577,6 +622,44 @@ class DrainEdgeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainEdgeResponse: _TypeAlias = DrainEdgeResponse  # noqa: Y015
+
+@_typing.final
+class ResumeEdgeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGE_ID_FIELD_NUMBER: _builtins.int
+    edge_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        edge_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge_id", b"edge_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEdgeRequest: _TypeAlias = ResumeEdgeRequest  # noqa: Y015
+
+@_typing.final
+class ResumeEdgeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEdgeResponse: _TypeAlias = ResumeEdgeResponse  # noqa: Y015
 
 @_typing.final
 class JoinRequest(_message.Message):

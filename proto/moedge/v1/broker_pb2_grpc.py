@@ -70,6 +70,11 @@ class BrokerServiceStub:
                 request_serializer=moedge_dot_v1_dot_broker__pb2.DrainEdgeRequest.SerializeToString,
                 response_deserializer=moedge_dot_v1_dot_broker__pb2.DrainEdgeResponse.FromString,
                 _registered_method=True)
+        self.ResumeEdge = channel.unary_unary(
+                '/moedge.v1.BrokerService/ResumeEdge',
+                request_serializer=moedge_dot_v1_dot_broker__pb2.ResumeEdgeRequest.SerializeToString,
+                response_deserializer=moedge_dot_v1_dot_broker__pb2.ResumeEdgeResponse.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/moedge.v1.BrokerService/Join',
                 request_serializer=moedge_dot_v1_dot_broker__pb2.JoinRequest.SerializeToString,
@@ -129,6 +134,13 @@ class BrokerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeEdge(self, request, context):
+        """A drained edge takes tasks again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Join(self, request, context):
         """What a worker elsewhere needs to join: addresses of Kafka, Redis and the merger, and the base model.
         """
@@ -173,6 +185,11 @@ def add_BrokerServiceServicer_to_server(servicer, server):
                     servicer.DrainEdge,
                     request_deserializer=moedge_dot_v1_dot_broker__pb2.DrainEdgeRequest.FromString,
                     response_serializer=moedge_dot_v1_dot_broker__pb2.DrainEdgeResponse.SerializeToString,
+            ),
+            'ResumeEdge': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeEdge,
+                    request_deserializer=moedge_dot_v1_dot_broker__pb2.ResumeEdgeRequest.FromString,
+                    response_serializer=moedge_dot_v1_dot_broker__pb2.ResumeEdgeResponse.SerializeToString,
             ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
@@ -370,6 +387,33 @@ class BrokerService:
             '/moedge.v1.BrokerService/DrainEdge',
             moedge_dot_v1_dot_broker__pb2.DrainEdgeRequest.SerializeToString,
             moedge_dot_v1_dot_broker__pb2.DrainEdgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeEdge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moedge.v1.BrokerService/ResumeEdge',
+            moedge_dot_v1_dot_broker__pb2.ResumeEdgeRequest.SerializeToString,
+            moedge_dot_v1_dot_broker__pb2.ResumeEdgeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class BrokerServiceStub:
     """Back to the version served before, and pinned there."""
     DrainEdge: _grpc.UnaryUnaryMultiCallable[_broker_pb2.DrainEdgeRequest, _broker_pb2.DrainEdgeResponse]
     """No new tasks; those running finish."""
+    ResumeEdge: _grpc.UnaryUnaryMultiCallable[_broker_pb2.ResumeEdgeRequest, _broker_pb2.ResumeEdgeResponse]
+    """A drained edge takes tasks again."""
     Join: _grpc.UnaryUnaryMultiCallable[_broker_pb2.JoinRequest, _broker_pb2.JoinResponse]
     """What a worker elsewhere needs to join: addresses of Kafka, Redis and the merger, and the base model."""
 
@@ -67,6 +69,8 @@ class BrokerServiceAsyncStub(BrokerServiceStub):
     """Back to the version served before, and pinned there."""
     DrainEdge: _aio.UnaryUnaryMultiCallable[_broker_pb2.DrainEdgeRequest, _broker_pb2.DrainEdgeResponse]  # type: ignore[assignment]
     """No new tasks; those running finish."""
+    ResumeEdge: _aio.UnaryUnaryMultiCallable[_broker_pb2.ResumeEdgeRequest, _broker_pb2.ResumeEdgeResponse]  # type: ignore[assignment]
+    """A drained edge takes tasks again."""
     Join: _aio.UnaryUnaryMultiCallable[_broker_pb2.JoinRequest, _broker_pb2.JoinResponse]  # type: ignore[assignment]
     """What a worker elsewhere needs to join: addresses of Kafka, Redis and the merger, and the base model."""
 
@@ -127,6 +131,14 @@ class BrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_broker_pb2.DrainEdgeResponse, _abc.Awaitable[_broker_pb2.DrainEdgeResponse]]:
         """No new tasks; those running finish."""
+
+    @_abc_1.abstractmethod
+    def ResumeEdge(
+        self,
+        request: _broker_pb2.ResumeEdgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_pb2.ResumeEdgeResponse, _abc.Awaitable[_broker_pb2.ResumeEdgeResponse]]:
+        """A drained edge takes tasks again."""
 
     @_abc_1.abstractmethod
     def Join(

@@ -676,6 +676,7 @@ class GetProfilesResponse(_message.Message):
     QUALITY_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_WORDS_FIELD_NUMBER: _builtins.int
+    MODEL_BYTES_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     @_builtins.property
     def profiles(self) -> _containers.MessageMap[_builtins.str, Global___TaskProfile]: ...
@@ -687,6 +688,10 @@ class GetProfilesResponse(_message.Message):
 
     @_builtins.property
     def prompt_words(self) -> _containers.MessageMap[_builtins.str, Global___PromptWords]: ...
+    @_builtins.property
+    def model_bytes(self) -> Global___ModelBytes:
+        """What the base model weighs in the dtype that is served: what shares of memory in an edges file are shares of."""
+
     def __init__(
         self,
         *,
@@ -695,14 +700,42 @@ class GetProfilesResponse(_message.Message):
         quality: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         output_tokens: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         prompt_words: _abc.Mapping[_builtins.str, Global___PromptWords] | None = ...,
+        model_bytes: Global___ModelBytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_bytes", b"model_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "output_tokens", b"output_tokens", "profiles", b"profiles", "prompt_words", b"prompt_words", "quality", b"quality"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "model_bytes", b"model_bytes", "output_tokens", b"output_tokens", "profiles", b"profiles", "prompt_words", b"prompt_words", "quality", b"quality"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetProfilesResponse: _TypeAlias = GetProfilesResponse  # noqa: Y015
+
+@_typing.final
+class ModelBytes(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FULL_FIELD_NUMBER: _builtins.int
+    NON_EXPERT_FIELD_NUMBER: _builtins.int
+    NUM_EXPERTS_FIELD_NUMBER: _builtins.int
+    full: _builtins.int
+    non_expert: _builtins.int
+    """Everything that is no expert."""
+    num_experts: _builtins.int
+    """Experts of all layers together."""
+    def __init__(
+        self,
+        *,
+        full: _builtins.int = ...,
+        non_expert: _builtins.int = ...,
+        num_experts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "non_expert", b"non_expert", "num_experts", b"num_experts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelBytes: _TypeAlias = ModelBytes  # noqa: Y015
 
 @_typing.final
 class PromptWords(_message.Message):

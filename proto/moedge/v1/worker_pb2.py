@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16moedge/v1/worker.proto\x12\tmoedge.v1\x1a\x1egoogle/protobuf/duration.proto\"l\n\x04Link\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12uplink_bytes_per_s\x18\x02 \x01(\x01\x12\x1c\n\x14\x64ownlink_bytes_per_s\x18\x03 \x01(\x01\"e\n\tStepTimes\x12\x13\n\x0bstep_base_s\x18\x01 \x01(\x01\x12\x12\n\nstep_row_s\x18\x02 \x01(\x01\x12\x16\n\x0eprefill_base_s\x18\x03 \x01(\x01\x12\x17\n\x0fprefill_token_s\x18\x04 \x01(\x01\"\xfb\x05\n\tEdgeEntry\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x18\n\x10previous_version\x18\x05 \x01(\t\x12#\n\x05state\x18\x06 \x01(\x0e\x32\x14.moedge.v1.EdgeState\x12\x32\n\x07quality\x18\x07 \x03(\x0b\x32!.moedge.v1.EdgeEntry.QualityEntry\x12.\n\x05links\x18\x08 \x03(\x0b\x32\x1f.moedge.v1.EdgeEntry.LinksEntry\x12(\n\nstep_times\x18\t \x01(\x0b\x32\x14.moedge.v1.StepTimes\x12\x11\n\tmax_batch\x18\n \x01(\r\x12\x11\n\tmax_queue\x18\x0b \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bmodel_bytes\x18\r \x01(\x04\x12\r\n\x05speed\x18\x0e \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\x0f \x01(\t\x12\x0e\n\x06pinned\x18\x10 \x01(\x08\x12\x0f\n\x07updates\x18\x11 \x01(\r\x12.\n\x0bunavailable\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x03mix\x18\x13 \x03(\x0b\x32\x1d.moedge.v1.EdgeEntry.MixEntry\x12\x10\n\x08sequence\x18\x14 \x01(\x04\x12\x19\n\x11max_prompt_tokens\x18\x15 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x16 \x01(\r\x12\r\n\x05\x65poch\x18\x17 \x01(\t\x1a.\n\x0cQualityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a=\n\nLinksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1e\n\x05value\x18\x02 \x01(\x0b\x32\x0f.moedge.v1.Link:\x02\x38\x01\x1a*\n\x08MixEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10GetStatusRequest\"w\n\x11GetStatusResponse\x12#\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x14.moedge.v1.EdgeEntry\x12\x15\n\rrunning_tasks\x18\x02 \x01(\r\x12\x14\n\x0cqueued_tasks\x18\x03 \x01(\r\x12\x10\n\x08task_ids\x18\x04 \x03(\t\"=\n\x12LoadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0emerger_address\x18\x02 \x01(\t\"<\n\x13LoadVersionResponse\x12%\n\x06report\x18\x01 \x01(\x0b\x32\x15.moedge.v1.SwapReport\"\xea\x02\n\nSwapReport\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\t\x12(\n\x05\x66\x65tch\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05stall\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64owntime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rbytes_fetched\x18\x08 \x01(\x04\x12\x12\n\nbytes_full\x18\t \x01(\x04\x12\x18\n\x10peak_model_bytes\x18\n \x01(\x04\x12\x17\n\x0fin_flight_tasks\x18\x0b \x01(\r\x12\n\n\x02ok\x18\x0c \x01(\x08\x12\r\n\x05\x65rror\x18\r \x01(\t\"\"\n\x10SetPinnedRequest\x12\x0e\n\x06pinned\x18\x01 \x01(\x08\"$\n\x11SetPinnedResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x11\n\x0fRollBackRequest\"#\n\x10RollBackResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x0e\n\x0c\x44rainRequest\"*\n\rDrainResponse\x12\x19\n\x11outstanding_tasks\x18\x01 \x01(\r*\x8b\x01\n\tEdgeState\x12\x1a\n\x16\x45\x44GE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45\x44GE_STATE_READY\x10\x01\x12\x17\n\x13\x45\x44GE_STATE_UPDATING\x10\x02\x12\x17\n\x13\x45\x44GE_STATE_DRAINING\x10\x03\x12\x1a\n\x16\x45\x44GE_STATE_UNREACHABLE\x10\x04\x32\xee\x02\n\rWorkerService\x12\x46\n\tGetStatus\x12\x1b.moedge.v1.GetStatusRequest\x1a\x1c.moedge.v1.GetStatusResponse\x12L\n\x0bLoadVersion\x12\x1d.moedge.v1.LoadVersionRequest\x1a\x1e.moedge.v1.LoadVersionResponse\x12\x46\n\tSetPinned\x12\x1b.moedge.v1.SetPinnedRequest\x1a\x1c.moedge.v1.SetPinnedResponse\x12\x43\n\x08RollBack\x12\x1a.moedge.v1.RollBackRequest\x1a\x1b.moedge.v1.RollBackResponse\x12:\n\x05\x44rain\x12\x17.moedge.v1.DrainRequest\x1a\x18.moedge.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16moedge/v1/worker.proto\x12\tmoedge.v1\x1a\x1egoogle/protobuf/duration.proto\"l\n\x04Link\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12uplink_bytes_per_s\x18\x02 \x01(\x01\x12\x1c\n\x14\x64ownlink_bytes_per_s\x18\x03 \x01(\x01\"e\n\tStepTimes\x12\x13\n\x0bstep_base_s\x18\x01 \x01(\x01\x12\x12\n\nstep_row_s\x18\x02 \x01(\x01\x12\x16\n\x0eprefill_base_s\x18\x03 \x01(\x01\x12\x17\n\x0fprefill_token_s\x18\x04 \x01(\x01\"\xfb\x05\n\tEdgeEntry\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x18\n\x10previous_version\x18\x05 \x01(\t\x12#\n\x05state\x18\x06 \x01(\x0e\x32\x14.moedge.v1.EdgeState\x12\x32\n\x07quality\x18\x07 \x03(\x0b\x32!.moedge.v1.EdgeEntry.QualityEntry\x12.\n\x05links\x18\x08 \x03(\x0b\x32\x1f.moedge.v1.EdgeEntry.LinksEntry\x12(\n\nstep_times\x18\t \x01(\x0b\x32\x14.moedge.v1.StepTimes\x12\x11\n\tmax_batch\x18\n \x01(\r\x12\x11\n\tmax_queue\x18\x0b \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bmodel_bytes\x18\r \x01(\x04\x12\r\n\x05speed\x18\x0e \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\x0f \x01(\t\x12\x0e\n\x06pinned\x18\x10 \x01(\x08\x12\x0f\n\x07updates\x18\x11 \x01(\r\x12.\n\x0bunavailable\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x03mix\x18\x13 \x03(\x0b\x32\x1d.moedge.v1.EdgeEntry.MixEntry\x12\x10\n\x08sequence\x18\x14 \x01(\x04\x12\x19\n\x11max_prompt_tokens\x18\x15 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x16 \x01(\r\x12\r\n\x05\x65poch\x18\x17 \x01(\t\x1a.\n\x0cQualityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a=\n\nLinksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1e\n\x05value\x18\x02 \x01(\x0b\x32\x0f.moedge.v1.Link:\x02\x38\x01\x1a*\n\x08MixEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10GetStatusRequest\"\xf7\x01\n\x11GetStatusResponse\x12#\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x14.moedge.v1.EdgeEntry\x12\x15\n\rrunning_tasks\x18\x02 \x01(\r\x12\x14\n\x0cqueued_tasks\x18\x03 \x01(\r\x12\x10\n\x08task_ids\x18\x04 \x03(\t\x12H\n\x0ftasks_by_broker\x18\x05 \x03(\x0b\x32/.moedge.v1.GetStatusResponse.TasksByBrokerEntry\x1a\x34\n\x12TasksByBrokerEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"=\n\x12LoadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0emerger_address\x18\x02 \x01(\t\"<\n\x13LoadVersionResponse\x12%\n\x06report\x18\x01 \x01(\x0b\x32\x15.moedge.v1.SwapReport\"\xea\x02\n\nSwapReport\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\t\x12(\n\x05\x66\x65tch\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05stall\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64owntime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rbytes_fetched\x18\x08 \x01(\x04\x12\x12\n\nbytes_full\x18\t \x01(\x04\x12\x18\n\x10peak_model_bytes\x18\n \x01(\x04\x12\x17\n\x0fin_flight_tasks\x18\x0b \x01(\r\x12\n\n\x02ok\x18\x0c \x01(\x08\x12\r\n\x05\x65rror\x18\r \x01(\t\"\"\n\x10SetPinnedRequest\x12\x0e\n\x06pinned\x18\x01 \x01(\x08\"$\n\x11SetPinnedResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x11\n\x0fRollBackRequest\"#\n\x10RollBackResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x0e\n\x0c\x44rainRequest\"*\n\rDrainResponse\x12\x19\n\x11outstanding_tasks\x18\x01 \x01(\r\"\x0f\n\rResumeRequest\"!\n\x0eResumeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t*\x8b\x01\n\tEdgeState\x12\x1a\n\x16\x45\x44GE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45\x44GE_STATE_READY\x10\x01\x12\x17\n\x13\x45\x44GE_STATE_UPDATING\x10\x02\x12\x17\n\x13\x45\x44GE_STATE_DRAINING\x10\x03\x12\x1a\n\x16\x45\x44GE_STATE_UNREACHABLE\x10\x04\x32\xad\x03\n\rWorkerService\x12\x46\n\tGetStatus\x12\x1b.moedge.v1.GetStatusRequest\x1a\x1c.moedge.v1.GetStatusResponse\x12L\n\x0bLoadVersion\x12\x1d.moedge.v1.LoadVersionRequest\x1a\x1e.moedge.v1.LoadVersionResponse\x12\x46\n\tSetPinned\x12\x1b.moedge.v1.SetPinnedRequest\x1a\x1c.moedge.v1.SetPinnedResponse\x12\x43\n\x08RollBack\x12\x1a.moedge.v1.RollBackRequest\x1a\x1b.moedge.v1.RollBackResponse\x12:\n\x05\x44rain\x12\x17.moedge.v1.DrainRequest\x1a\x18.moedge.v1.DrainResponse\x12=\n\x06Resume\x12\x18.moedge.v1.ResumeRequest\x1a\x19.moedge.v1.ResumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EDGEENTRY_LINKSENTRY']._serialized_options = b'8\001'
   _globals['_EDGEENTRY_MIXENTRY']._loaded_options = None
   _globals['_EDGEENTRY_MIXENTRY']._serialized_options = b'8\001'
-  _globals['_EDGESTATE']._serialized_start=1870
-  _globals['_EDGESTATE']._serialized_end=2009
+  _globals['_GETSTATUSRESPONSE_TASKSBYBROKERENTRY']._loaded_options = None
+  _globals['_GETSTATUSRESPONSE_TASKSBYBROKERENTRY']._serialized_options = b'8\001'
+  _globals['_EDGESTATE']._serialized_start=2051
+  _globals['_EDGESTATE']._serialized_end=2190
   _globals['_LINK']._serialized_start=69
   _globals['_LINK']._serialized_end=177
   _globals['_STEPTIMES']._serialized_start=179
@@ -54,26 +56,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EDGEENTRY_MIXENTRY']._serialized_end=1046
   _globals['_GETSTATUSREQUEST']._serialized_start=1048
   _globals['_GETSTATUSREQUEST']._serialized_end=1066
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1068
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1187
-  _globals['_LOADVERSIONREQUEST']._serialized_start=1189
-  _globals['_LOADVERSIONREQUEST']._serialized_end=1250
-  _globals['_LOADVERSIONRESPONSE']._serialized_start=1252
-  _globals['_LOADVERSIONRESPONSE']._serialized_end=1312
-  _globals['_SWAPREPORT']._serialized_start=1315
-  _globals['_SWAPREPORT']._serialized_end=1677
-  _globals['_SETPINNEDREQUEST']._serialized_start=1679
-  _globals['_SETPINNEDREQUEST']._serialized_end=1713
-  _globals['_SETPINNEDRESPONSE']._serialized_start=1715
-  _globals['_SETPINNEDRESPONSE']._serialized_end=1751
-  _globals['_ROLLBACKREQUEST']._serialized_start=1753
-  _globals['_ROLLBACKREQUEST']._serialized_end=1770
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1772
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1807
-  _globals['_DRAINREQUEST']._serialized_start=1809
-  _globals['_DRAINREQUEST']._serialized_end=1823
-  _globals['_DRAINRESPONSE']._serialized_start=1825
-  _globals['_DRAINRESPONSE']._serialized_end=1867
-  _globals['_WORKERSERVICE']._serialized_start=2012
-  _globals['_WORKERSERVICE']._serialized_end=2378
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1069
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1316
+  _globals['_GETSTATUSRESPONSE_TASKSBYBROKERENTRY']._serialized_start=1264
+  _globals['_GETSTATUSRESPONSE_TASKSBYBROKERENTRY']._serialized_end=1316
+  _globals['_LOADVERSIONREQUEST']._serialized_start=1318
+  _globals['_LOADVERSIONREQUEST']._serialized_end=1379
+  _globals['_LOADVERSIONRESPONSE']._serialized_start=1381
+  _globals['_LOADVERSIONRESPONSE']._serialized_end=1441
+  _globals['_SWAPREPORT']._serialized_start=1444
+  _globals['_SWAPREPORT']._serialized_end=1806
+  _globals['_SETPINNEDREQUEST']._serialized_start=1808
+  _globals['_SETPINNEDREQUEST']._serialized_end=1842
+  _globals['_SETPINNEDRESPONSE']._serialized_start=1844
+  _globals['_SETPINNEDRESPONSE']._serialized_end=1880
+  _globals['_ROLLBACKREQUEST']._serialized_start=1882
+  _globals['_ROLLBACKREQUEST']._serialized_end=1899
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1901
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1936
+  _globals['_DRAINREQUEST']._serialized_start=1938
+  _globals['_DRAINREQUEST']._serialized_end=1952
+  _globals['_DRAINRESPONSE']._serialized_start=1954
+  _globals['_DRAINRESPONSE']._serialized_end=1996
+  _globals['_RESUMEREQUEST']._serialized_start=1998
+  _globals['_RESUMEREQUEST']._serialized_end=2013
+  _globals['_RESUMERESPONSE']._serialized_start=2015
+  _globals['_RESUMERESPONSE']._serialized_end=2048
+  _globals['_WORKERSERVICE']._serialized_start=2193
+  _globals['_WORKERSERVICE']._serialized_end=2622
 # @@protoc_insertion_point(module_scope)

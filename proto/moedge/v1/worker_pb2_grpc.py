@@ -60,6 +60,11 @@ class WorkerServiceStub:
                 request_serializer=moedge_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
                 response_deserializer=moedge_dot_v1_dot_worker__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/moedge.v1.WorkerService/Resume',
+                request_serializer=moedge_dot_v1_dot_worker__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=moedge_dot_v1_dot_worker__pb2.ResumeResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -98,6 +103,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resume(self, request, context):
+        """Takes tasks again after Drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +137,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=moedge_dot_v1_dot_worker__pb2.DrainRequest.FromString,
                     response_serializer=moedge_dot_v1_dot_worker__pb2.DrainResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=moedge_dot_v1_dot_worker__pb2.ResumeRequest.FromString,
+                    response_serializer=moedge_dot_v1_dot_worker__pb2.ResumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class WorkerService:
             '/moedge.v1.WorkerService/Drain',
             moedge_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
             moedge_dot_v1_dot_worker__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moedge.v1.WorkerService/Resume',
+            moedge_dot_v1_dot_worker__pb2.ResumeRequest.SerializeToString,
+            moedge_dot_v1_dot_worker__pb2.ResumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class WorkerServiceStub:
     SetPinned: _grpc.UnaryUnaryMultiCallable[_worker_pb2.SetPinnedRequest, _worker_pb2.SetPinnedResponse]
     RollBack: _grpc.UnaryUnaryMultiCallable[_worker_pb2.RollBackRequest, _worker_pb2.RollBackResponse]
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
+    Resume: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ResumeRequest, _worker_pb2.ResumeResponse]
+    """Takes tasks again after Drain."""
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -55,6 +57,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     SetPinned: _aio.UnaryUnaryMultiCallable[_worker_pb2.SetPinnedRequest, _worker_pb2.SetPinnedResponse]  # type: ignore[assignment]
     RollBack: _aio.UnaryUnaryMultiCallable[_worker_pb2.RollBackRequest, _worker_pb2.RollBackResponse]  # type: ignore[assignment]
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
+    Resume: _aio.UnaryUnaryMultiCallable[_worker_pb2.ResumeRequest, _worker_pb2.ResumeResponse]  # type: ignore[assignment]
+    """Takes tasks again after Drain."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """One edge worker, asked by brokers and the controller."""
@@ -96,5 +100,13 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DrainResponse, _abc.Awaitable[_worker_pb2.DrainResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _worker_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ResumeResponse, _abc.Awaitable[_worker_pb2.ResumeResponse]]:
+        """Takes tasks again after Drain."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

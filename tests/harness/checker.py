@@ -1,18 +1,18 @@
 """Checks what users saw of their calls against the task events of the ledger. Pure: values in, violations out; it reads nothing itself.
 
-It knows the promises, not the code that keeps them: every call ends once and in time, in a documented status, and every task that an edge
-was chosen for has exactly one terminal event after deduplication, which says what the user was told.
+It knows the promises, not the code that keeps them: every call ends once and in time, in a documented status; every task that an edge
+was chosen for has exactly one terminal event after deduplication, which says what the user was told; a drain loses nothing it accepted.
+What versions and counts promise is in `versions.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from moedge.v1 import events_pb2
+from tests.harness.history import OK, Call, Fault, Try
 
-OK = "OK"
 FAULT_STATUSES = frozenset({"UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})  # a user may see these, and no others
 GRACE_S = 0.25  # that a call may end after its deadline
 
@@ -24,40 +24,6 @@ _WORDS: Mapping[int, str] = {
     events_pb2.TASK_EVENT_KIND_REJECTED: "rejected",
 }
 _TERMINAL = frozenset({"completed", "failed", "rejected"})
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call as its user saw it. Every call is a user of its own, so its events are found although it was never told a task id."""
-
-    call_id: str
-    sent_at_s: float
-    deadline_at_s: float
-    end_at_s: float | None  # None: it never ended
-    status: str = OK
-    task_id: str = ""
-    edge_id: str = ""
-    version: str = ""
-    attempts: int = 0
-    question: str = ""
-    answer: str = ""  # as streamed; of one version, the same question always has the same
-    summary: str = ""  # the answer as the last message repeats it
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Calls that end within it may fail. Those in flight when it kills a broker may fail whatever became of their tasks."""
-
-    began_at_s: float
-    ended_at_s: float
-    kills_broker: bool = False
-
-    def excuses(self, call: Call) -> bool:
-        return call.end_at_s is not None and self.began_at_s <= call.end_at_s <= self.ended_at_s
-
-    def orphans(self, call: Call) -> bool:
-        """Whether the broker died while it had this call."""
-        return self.kills_broker and call.end_at_s is not None and call.sent_at_s <= self.began_at_s <= call.end_at_s
 
 
 def check(
@@ -78,9 +44,8 @@ def check(
     violations += [f"{call_id}: ended {endings[call_id]} times" for call_id in sorted(sent) if endings[call_id] != 1]
     violations += [f"{call_id}: was never sent" for call_id in sorted(endings.keys() - sent)]
     for call in calls:
-        is_orphan = any(fault.orphans(call) for fault in faults)
         violations += _of_call(call, faults)
-        violations += _of_tasks(call, tasks.get(call.call_id, {}), is_orphan=is_orphan)
+        violations += _of_tasks(call, tasks.get(call.call_id, {}), faults)
     return violations + _of_answers(calls)
 
 
@@ -117,21 +82,23 @@ def _of_call(call: Call, faults: Sequence[Fault]) -> list[str]:
     violations = []
     if (over_s := call.end_at_s - call.deadline_at_s) > GRACE_S:
         violations.append(f"{call.call_id}: ended {over_s:.2f} s after its deadline")
-    if call.status != OK and call.status not in FAULT_STATUSES:
-        violations.append(f"{call.call_id}: ended in {call.status}, which no fault explains")
-    if call.status != OK and not any(fault.excuses(call) for fault in faults):
-        violations.append(f"{call.call_id}: {call.status} at {call.end_at_s:.2f} s, outside of every fault")
+    for met in call.refusals:
+        if met.status not in FAULT_STATUSES:
+            violations.append(f"{call.call_id}: ended in {met.status}, which no fault explains")
+        if not any(fault.excuses(met.ended_at_s) for fault in faults):
+            violations.append(f"{call.call_id}: {met.status} at {met.ended_at_s:.2f} s, outside of every fault")
     if call.status == OK and call.answer != call.summary:
         violations.append(f"{call.call_id}: streamed {call.answer!r}, and the summary says {call.summary!r}")
     return violations
 
 
-def _of_tasks(call: Call, tasks: Mapping[str, Sequence[events_pb2.TaskEvent]], *, is_orphan: bool) -> list[str]:
-    """The events of one call against how it ended."""
-    name = call.call_id
-    violations = [f"{name}: {len(tasks)} tasks for one call: {sorted(tasks)}"] if len(tasks) > 1 else []
-    if call.task_id and call.task_id not in tasks:
-        return [*violations, f"{name}: task {call.task_id} is not in the ledger"]
+def _of_tasks(call: Call, tasks: Mapping[str, Sequence[events_pb2.TaskEvent]], faults: Sequence[Fault]) -> list[str]:
+    """The events of one call against how it ended. Each try may have begun a task of its own."""
+    name, is_orphan = call.call_id, any(fault.orphans(call) for fault in faults)
+    many = len(tasks) > len(call.tries) + 1
+    violations = [f"{name}: {len(tasks)} tasks for {_tries(call)}: {sorted(tasks)}"] if many else []
+    told = {met.task_id for met in call.tries} | {call.task_id}
+    violations += [f"{name}: task {task_id} is not in the ledger" for task_id in sorted(told - tasks.keys()) if task_id]
     for task_id, events in sorted(tasks.items()):
         ends = terminal(events)
         if len(ends) != 1:
@@ -139,24 +106,43 @@ def _of_tasks(call: Call, tasks: Mapping[str, Sequence[events_pb2.TaskEvent]], *
             violations.append(f"{name}: task {task_id} has {len(ends)} terminal events {kinds}")
             continue
         violations += _of_end(call, ends[0], is_orphan=is_orphan)
+        violations += _of_drain(call, ends[0], faults)
         if not is_orphan:
             violations += _of_attempts(name, events, ends[0])
     return violations
 
 
+def _tries(call: Call) -> str:
+    return "one call" if not call.tries else f"one call of {len(call.tries) + 1} tries"
+
+
 def _of_end(call: Call, end: events_pb2.TaskEvent, *, is_orphan: bool) -> list[str]:
     """The terminal event says what the user was told. The user of a broker that died was told nothing of it."""
     name, word = f"{call.call_id}: task {end.task_id}", _WORDS[end.kind]
-    if call.status == OK:
+    if call.status == OK and (end.task_id == call.task_id or not call.tries):
         told = (call.task_id, "completed", call.edge_id, call.version, call.attempts)
         written = (end.task_id, word, end.edge_id, end.version, end.attempt)
         return [] if told == written else [f"{name}: the ledger has {written}, the user was told {told}"]
     if is_orphan:
         return [] if word in ("completed", "failed") else [f"{name}: {word}, although it was dispatched by a broker that died"]
-    # A user's own deadline may end the call before the broker's does: to the broker the user is gone.
-    right = {call.status, "CANCELLED"} if call.status == "DEADLINE_EXCEEDED" else {call.status}
-    fits = word in ("failed", "rejected") and end.status in right
-    return [] if fits else [f"{name}: the ledger has {word} {end.status or OK}, the user was told {call.status}"]
+    if word in ("failed", "rejected") and any(end.status in _written_for(met) for met in call.refusals):
+        return []
+    was_told = " then ".join(met.status for met in call.refusals) or OK
+    return [f"{name}: the ledger has {word} {end.status or OK}, the user was told {was_told}"]
+
+
+def _written_for(met: Try) -> set[str]:
+    """To the broker a user is gone whose own deadline ended the call before the broker's did, or whose connection broke."""
+    is_gone = met.status == "DEADLINE_EXCEEDED" or met.reason == "TRANSPORT"
+    return {met.status, "CANCELLED"} if is_gone else {met.status}
+
+
+def _of_drain(call: Call, end: events_pb2.TaskEvent, faults: Sequence[Fault]) -> list[str]:
+    """What had been dispatched when the drain began is finished: it does not fail."""
+    if _WORDS[end.kind] != "failed" or (end.task_id == call.task_id != "" and call.status == OK):
+        return []
+    drained = [met for met in call.refusals for fault in faults if fault.drains and fault.excuses(met.ended_at_s)]
+    return [f"{call.call_id}: task {end.task_id} was accepted and lost to a drain ({end.status})"] if drained else []
 
 
 def _of_attempts(name: str, events: Sequence[events_pb2.TaskEvent], end: events_pb2.TaskEvent) -> list[str]:

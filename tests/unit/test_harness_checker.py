@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moedge.v1.events_pb2 import TaskEvent
 from services.runtime.events import TASK_KINDS
-from tests.connected.ledger import Call, Fault, check, gaps, unfinished
+from tests.harness.checker import check, gaps, unfinished
+from tests.harness.history import Call, Fault, Try
 
 FAULT = Fault(10.0, 20.0)
 EDGES = ("west", "centre", "east")
@@ -250,3 +251,57 @@ def test_missing_numbers_of_a_producer_are_events_that_were_lost():
     events = [TaskEvent(producer_id="b1", sequence=number) for number in (1, 2, 4)] + [TaskEvent(producer_id="b2", sequence=9)]
     assert gaps(events, ["b1"]) == ["b1: events [3] are missing"]
     assert gaps(events[:2], ["b1"]) == []
+
+
+def make_retried(first_status="UNAVAILABLE", first_word="failed", reason="") -> History:
+    """A call whose first try failed within the fault and whose second was answered."""
+    met = Try(9.0, 11.0, first_status, reason, True, "t-1")
+    call = Call("call", 9.0, 25.0, 13.0, "OK", "t-2", "east", "v1", 1, "q", "a", "a", tries=(met,))
+    history = History([call], [], ["call"])
+    for task_id, word, fields in (
+        ("t-1", first_word, {"status": first_status}),
+        ("t-2", "completed", {"edge_id": "east", "version": "v1"}),
+    ):
+        task = replace(call, task_id=task_id)
+        history.events += [make_event(task, "dispatched", 1), make_event(task, word, 1, **fields)]
+    return history
+
+
+def test_a_retried_call_may_begin_a_task_with_each_try():
+    assert make_retried().violations() == []
+    history = make_retried()
+    history.change(0, tries=())
+    assert any("call: 2 tasks for one call" in violation for violation in history.violations())
+
+
+def test_a_refusal_on_the_way_counts_as_much_as_one_at_the_end():
+    history = make_retried()
+    assert any("call: UNAVAILABLE at 11.00 s, outside" in violation for violation in history.violations(Fault(12.0, 20.0)))
+    history.change(0, tries=(replace(history.calls[0].tries[0], status="INTERNAL"),))
+    assert any("ended in INTERNAL" in violation for violation in history.violations())
+
+
+def test_the_task_of_each_try_has_an_end_of_its_own():
+    history = make_retried()
+    del history.events[1]
+    assert any("task t-1 has 0 terminal events" in violation for violation in history.violations())
+    history = make_retried()
+    history.events = [event for event in history.events if event.task_id != "t-1"]
+    assert any("task t-1 is not in the ledger" in violation for violation in history.violations())
+
+
+def test_a_try_whose_connection_broke_is_a_user_who_left():
+    history = make_retried(reason="TRANSPORT")
+    history.events[1].status = "CANCELLED"
+    assert history.violations() == []
+    history = make_retried()
+    history.events[1].status = "CANCELLED"
+    assert any("the ledger has failed CANCELLED" in violation for violation in history.violations())
+
+
+def test_a_task_that_a_drain_ended_is_caught_and_one_that_it_refused_is_not():
+    draining = Fault(10.0, 20.0, drains=True)
+    assert any("task t-1 was accepted and lost to a drain" in violation for violation in make_retried().violations(draining))
+    history = make_retried(first_word="rejected")
+    history.events[0:2] = [make_event(replace(history.calls[0], task_id="t-1"), "rejected", 0, status="UNAVAILABLE")]
+    assert history.violations(draining) == []
