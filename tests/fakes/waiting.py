@@ -7,7 +7,7 @@ from collections.abc import Callable
 from services.runtime.clock import SystemClock
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "the condition") -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0, what: str = "the condition") -> None:
     clock = SystemClock()
     end_at_s = clock.now_s() + timeout_s
     while not condition():
