@@ -69,7 +69,8 @@ def joined() -> Iterator[Joined]:
             "DEVICE": "cpu",
         }
         try:
-            docker("compose", *HERE, "up", "-d", "--no-build", "kafka", "kafka-init", "redis", "merger", "broker", variables=variables)
+            services = ("kafka", "kafka-init", "redis", "merger", "broker")
+            docker("compose", *HERE, "up", "-d", "--no-build", "--no-deps", *services, variables=variables)
             yield Joined(variables)
         finally:
             docker("compose", *THERE, "down", "-v", "-t", "2", check=False, variables=variables)
