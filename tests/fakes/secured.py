@@ -142,12 +142,12 @@ async def status_of(channel: Any, method: MethodDescriptor) -> grpc.StatusCode:
         code = await channel.unary_unary(path)(b"", timeout=10).code()
         assert isinstance(code, grpc.StatusCode)
         return code
-    code = await _streamed(channel, method, path)
+    ended = await _streamed(channel, method, path)
     for _ in range(RACES):
-        if code is not grpc.StatusCode.INTERNAL:
+        if ended is not grpc.StatusCode.INTERNAL:
             break
-        code = await _streamed(channel, method, path)
-    return code
+        ended = await _streamed(channel, method, path)
+    return ended
 
 
 async def _streamed(channel: Any, method: MethodDescriptor, path: str) -> grpc.StatusCode:
