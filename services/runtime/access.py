@@ -6,16 +6,16 @@ row is refused to everyone.
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from services.runtime.around import around_calls
 from services.runtime.security import DOMAIN, ROLES, Security
 from services.runtime.status import RpcFailure, abort, permission_denied, unauthenticated
 from services.runtime.tokens import SCOPES, TokenHash, holder_of
@@ -125,9 +125,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # any reques
         return self._guarded(handler, method)
 
     def _guarded(self, handler: Any, method: str) -> Any:
-        async def admitted(context: Any) -> None:
+        @asynccontextmanager
+        async def admitted(context: Any) -> AsyncIterator[None]:
             if failure := self._access.refusal(method, context):
                 await abort(context, failure)
+            yield
 
         async def nobody(request: Any, context: Any) -> None:
             failure = self._access.refusal(method, context)
@@ -138,29 +140,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # any reques
 
         if handler is None:
             return grpc.unary_unary_rpc_method_handler(nobody)
-        call = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-
-        async def unary(request: Any, context: Any) -> Any:
-            await admitted(context)
-            return await call(request, context)
-
-        async def stream(request: Any, context: Any) -> None:
-            await admitted(context)
-            if not inspect.isasyncgenfunction(call):
-                await call(request, context)
-                return
-            async with aclosing(call(request, context)) as responses:
-                async for response in responses:
-                    await context.write(response)
-
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        behaviour: Any = stream if handler.response_streaming else unary
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return around_calls(handler, admitted)
 
 
 def _bearer(metadata: Any) -> str | None:

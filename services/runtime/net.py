@@ -85,15 +85,13 @@ class Network:
 
     security: Security | None = None
     interceptors: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()  # around calls taken, outermost first
-    client_interceptors: tuple[grpc.aio.ClientInterceptor, ...] = ()  # around calls made
 
     def channel(self, address: str, peer: Role) -> grpc.aio.Channel:
         """To a service of the role `peer`, which over TLS it has to prove. Close it, or use it as an async context manager."""
-        around = self.client_interceptors or None
         if self.security is None:
-            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS, interceptors=around)
+            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", role_name(peer)))
-        secured = grpc.aio.secure_channel(address, self.security.channel_credentials(), options=options, interceptors=around)
+        secured = grpc.aio.secure_channel(address, self.security.channel_credentials(), options=options)
         return bearing(secured, self.security.token) if self.security.token and peer == "broker" else secured
 
     def server(self) -> grpc.aio.Server:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from services.runtime.around import around_calls
 from services.runtime.clock import Clock
 from services.runtime.metrics import RpcMetrics
 from services.runtime.scope import REQUEST_ID, TRACEPARENT, read_traceparent, within
@@ -22,8 +22,6 @@ TRACED = frozenset({"/moedge.v1.InferenceService/Generate"})
 MAX_REQUEST_ID = 64
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_UNARY_UNARY, _UNARY_STREAM = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-_STREAM_UNARY, _STREAM_STREAM = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
 
 
 class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # any request, any response
@@ -44,30 +42,10 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # any req
         if handler is None:
             self._metrics.refused(method, grpc.StatusCode.UNIMPLEMENTED)
             return None
-        call = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        return around_calls(handler, lambda context: self._observed(method, context))
 
-        async def unary(request: Any, context: Any) -> Any:
-            with self._observed(method, context):
-                return await call(request, context)
-
-        async def stream(request: Any, context: Any) -> None:
-            with self._observed(method, context):
-                if not inspect.isasyncgenfunction(call):
-                    await call(request, context)
-                    return
-                async with aclosing(call(request, context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
-
-        if handler.response_streaming:
-            make: Any = _STREAM_STREAM if handler.request_streaming else _UNARY_STREAM
-        else:
-            make = _STREAM_UNARY if handler.request_streaming else _UNARY_UNARY
-        behaviour: Any = stream if handler.response_streaming else unary
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
-
-    @contextmanager
-    def _observed(self, method: str, context: Any) -> Iterator[None]:
+    @asynccontextmanager
+    async def _observed(self, method: str, context: Any) -> AsyncIterator[None]:
         began_at_s = self._clock.now_s()
         self._metrics.began()
         code = grpc.StatusCode.OK
