@@ -21,7 +21,6 @@ from services.broker.service import Broker
 from services.broker.settings import BrokerSettings
 from services.controller.service import Controller
 from services.controller.settings import ControllerSettings
-from services.core.merging.mix import first_mix
 from services.core.workload.mixes import TaskMix
 from services.merger.service import Merger
 from services.merger.servicer import weights_of
@@ -205,20 +204,12 @@ class Stack:
                 edges = given
             case path:
                 edges = read_edges(path, sizes)
-        task_types = merger.builder.calibration.profiles.task_types
-        return tuple(
-            edge if edge.initial_mix else replace(edge, initial_mix=self._first_mix(edge, number, task_types, sizes.full))
-            for number, edge in enumerate(edges)
-        )
+        return tuple(replace(edge, number=number, initial_mix=self._first_mix(edge)) for number, edge in enumerate(edges))
 
-    def _first_mix(self, edge: EdgeConfig, number: int, task_types: tuple[str, ...], full_bytes: int) -> TaskMix:
-        """What an edge starts from when its file does not say. Edges that hold everything begin alike."""
+    def _first_mix(self, edge: EdgeConfig) -> Mapping[str, float]:
+        """What an edge starts from where anybody says; left open, its worker asks for one that its number leads."""
         regional = self.settings.regional_mixes.get(home_region(edge)) if edge.regions else None
-        if regional or self.settings.initial_mix:
-            return regional or self.settings.initial_mix
-        if edge.memory_bytes >= full_bytes:
-            return dict.fromkeys(task_types, 1 / len(task_types))
-        return first_mix(task_types, number)
+        return edge.initial_mix or regional or self.settings.initial_mix
 
     def _worker_settings(self, merger_address: str) -> WorkerSettings:
         directory = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="moedge-worker-", ignore_cleanup_errors=True))

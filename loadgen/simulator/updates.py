@@ -15,6 +15,7 @@ from loadgen.simulator.model import SimulatedVersion
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.timeline import Priority, Timeline
 from services.core.merging.engine import MergeEngine, MergeRequest
+from services.core.merging.gain import expected_gain
 from services.core.merging.triggers import MergeTrigger, trigger
 from services.core.merging.triggers import options as trigger_options
 from services.core.merging.values import ActivationWindow, normalised
@@ -119,8 +120,9 @@ class Updates:
 
     def _build_done(self, rollout: _Rollout, now_s: float) -> None:
         edge, version, request = rollout.edge, rollout.version, rollout.request
-        gain = sum(share * (version.stated_quality[t] - edge.version.stated_quality[t]) for t, share in sorted(request.mix.items()))
-        if version.version == edge.version.version or (not request.raw and gain < self._options.min_gain):
+        gain = expected_gain(request.mix, edge.version.stated_quality, version.stated_quality)
+        too_little = gain is not None and gain < self._options.min_gain
+        if version.version == edge.version.version or (not request.raw and too_little):
             self.engine.satisfied(edge.site.edge_id, now_s)
             self._check_when_due(edge, now_s)
             return

@@ -15,6 +15,7 @@ from services.controller.metrics import ControllerMetrics
 from services.controller.settings import ControllerSettings
 from services.core.merging.engine import MergeRequest
 from services.core.merging.errors import MergingError
+from services.core.merging.gain import expected_gain
 from services.runtime.clock import Clock
 from services.runtime.codec import frequencies_to_rows
 from services.runtime.net import PLAINTEXT, Network
@@ -112,10 +113,9 @@ class Updates:
         """Why the built version is not rolled out; empty when it is. The paper's rule rolls out whatever it asked for."""
         if manifest.version == request.present_version:
             return "same version"
-        measured = manifest.quality.keys() & entry.quality.keys() & request.mix.keys()
-        if request.raw or self._settings.mode == "paper" or not measured:
+        gain = expected_gain(request.mix, entry.quality, manifest.quality)
+        if request.raw or self._settings.mode == "paper" or gain is None:
             return ""
-        gain = sum(request.mix[t] * (manifest.quality[t] - entry.quality[t]) for t in sorted(measured))
         return f"gains {gain:.3f} in quality, min_gain is {self._settings.min_gain:g}" if gain < self._settings.min_gain else ""
 
     async def _failed(self, request: MergeRequest, reason: str) -> None:
