@@ -179,7 +179,7 @@ async def test_the_registry_entry_tells_version_times_and_state_and_ends_with_th
             entry = (await registry.all())["small"]
             assert (entry.version, entry.address) == (site.worker.version, site.worker.address)
             assert entry.state == worker_pb2.EDGE_STATE_READY
-            assert entry.step_times.step_base_s > 0
+            assert entry.step_times.step_base_s + entry.step_times.step_row_s > 0  # a line through noise may start at 0
             assert set(entry.quality) == {"left", "right"}
             await site.control.Drain(worker_pb2.DrainRequest(), timeout=5)
 
