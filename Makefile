@@ -118,7 +118,7 @@ e2e: $(STAMP) ## Drive and break the stack that `make up` started (15 minutes)
 	$(BIN)/pytest -m e2e --e2e -rs tests/e2e $(if $(JUNIT),--junitxml=$(JUNIT))
 
 faults: $(STAMP) ## The same faults at full counts and durations (an hour or more)
-	$(BIN)/pytest -m e2e --e2e --faults full -rs tests/e2e/test_faults.py
+	$(BIN)/pytest -m e2e --e2e --faults full -rs tests/e2e/test_faults.py tests/e2e/test_update_faults.py
 
 clean: ## Remove the environment and everything made
 	rm -rf $(VENV) build out .mypy_cache .ruff_cache .import_linter_cache .hypothesis

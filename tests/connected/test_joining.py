@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import shutil
@@ -12,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
 import pytest
 
-from moedge.v1 import broker_pb2, broker_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+from moedge.v1 import broker_pb2, inference_pb2, inference_pb2_grpc, worker_pb2
 from services.runtime.clock import SystemClock
 from services.runtime.net import channel, open_stream
 from tests.connected.local_stack import MODEL, MOEDGE, ServiceProcess
+from tests.fakes.looking import edge_seen
 from tests.fakes.processes import KAFKA_START, KafkaProcess, RedisProcess, free_port
 from tests.fakes.waiting import until
 
@@ -165,18 +164,10 @@ def machines(tmp_path_factory):
 
 
 async def edge_named(machines: Machines, name: str, state: worker_pb2.EdgeState.ValueType) -> broker_pb2.Edge:
-    async with asyncio.timeout(READY_WITHIN_S), channel(machines.join) as to_broker:
-        stub = broker_pb2_grpc.BrokerServiceStub(to_broker)
-        while True:
-            try:
-                listed = await stub.ListEdges(broker_pb2.ListEdgesRequest(), timeout=2)
-            except grpc.aio.AioRpcError:
-                listed = broker_pb2.ListEdgesResponse()
-            for edge in listed.edges:
-                if edge.edge_id == name and edge.state == state:
-                    return edge
-            assert machines.broker.is_running, machines.broker.tail()
-            await CLOCK.sleep(0.1)
+    def alive() -> None:
+        assert machines.broker.is_running, machines.broker.tail()
+
+    return await edge_seen(machines.join, name, state, READY_WITHIN_S, alive)
 
 
 async def logged(log: Path, words: str, times: int = 1) -> None:

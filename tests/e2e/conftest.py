@@ -92,6 +92,12 @@ async def stack(compose_stack: ComposeStack) -> ComposeStack:
     return compose_stack
 
 
+@pytest.fixture
+async def target(stack: ComposeStack) -> str:
+    """Where the first broker is published now."""
+    return stack.published(stack.container("broker"))
+
+
 @pytest.fixture(scope="session")
 def tap(compose_stack: ComposeStack) -> Iterator[Tap]:
     with open_tap(compose_stack) as tap:

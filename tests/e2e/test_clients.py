@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.compose import GRPC_PORT, REPOSITORY
+from tests.harness.compose import REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -27,32 +27,23 @@ def client(name: str) -> Path:
     return path
 
 
-@pytest.fixture
-async def port(stack):
-    """Where the first broker is published now."""
-    container = stack.container("broker")
-    container.reload()
-    at = container.attrs["NetworkSettings"]["Ports"][f"{GRPC_PORT}/tcp"][0]
-    return f"{at['HostIp']}:{at['HostPort']}"
-
-
 async def grpcurl(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(client("grpcurl")), "-plaintext", "-max-time", str(DEADLINE_S), *arguments]
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
 
 
-async def test_grpcurl_lists_and_describes_what_the_broker_serves(port):
-    listed = await grpcurl(port, "list")
+async def test_grpcurl_lists_and_describes_what_the_broker_serves(target):
+    listed = await grpcurl(target, "list")
     assert listed.returncode == 0, listed.stderr
     assert {"moedge.v1.InferenceService", "moedge.v1.BrokerService", "grpc.health.v1.Health"} <= set(listed.stdout.split())
-    described = await grpcurl(port, "describe", "moedge.v1.InferenceService")
+    described = await grpcurl(target, "describe", "moedge.v1.InferenceService")
     assert "rpc Generate ( .moedge.v1.GenerateRequest ) returns ( stream .moedge.v1.GenerateResponse );" in described.stdout
-    message = await grpcurl(port, "describe", "moedge.v1.GenerateRequest")
+    message = await grpcurl(target, "describe", "moedge.v1.GenerateRequest")
     assert "string prompt = 1;" in message.stdout
 
 
-async def test_grpcurl_streams_an_answer(port):
-    answered = await grpcurl("-d", json.dumps(TASK), port, GENERATE)
+async def test_grpcurl_streams_an_answer(target):
+    answered = await grpcurl("-d", json.dumps(TASK), target, GENERATE)
     assert answered.returncode == 0, answered.stderr
     events = objects(answered.stdout)
     kinds = [next(iter(event)) for event in events]
@@ -72,14 +63,14 @@ def objects(text: str) -> list[dict]:
     return found
 
 
-async def test_grpcurl_shows_an_error_with_its_details(port):
-    refused = await grpcurl("-d", json.dumps({**TASK, "alpha": 7}), port, GENERATE)
+async def test_grpcurl_shows_an_error_with_its_details(target):
+    refused = await grpcurl("-d", json.dumps({**TASK, "alpha": 7}), target, GENERATE)
     assert refused.returncode != 0
     for part in ("Code: InvalidArgument", "alpha", "google.rpc.ErrorInfo", "INVALID_FIELD", "google.rpc.BadRequest", "moedge"):
         assert part in refused.stderr
 
 
-async def test_ghz_at_ten_calls_a_second_for_a_minute_sees_no_failure(port, out):
+async def test_ghz_at_ten_calls_a_second_for_a_minute_sees_no_failure(target, out):
     report = out / "ghz.json"
     command = [str(client("ghz")), "--insecure", "--async", "--rps", str(RATE_PER_S), "--total", str(RATE_PER_S * DURATION_S)]
     command += [
@@ -93,7 +84,7 @@ async def test_ghz_at_ten_calls_a_second_for_a_minute_sees_no_failure(port, out)
         "json",
         "--output",
         str(report),
-        port,
+        target,
     ]
     ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=3 * DURATION_S, check=False)
     assert ended.returncode == 0, ended.stderr

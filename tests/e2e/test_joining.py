@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import grpc.aio
 import pytest
 
-from moedge.v1 import broker_pb2, broker_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+from moedge.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
 from services.runtime.clock import SystemClock
 from services.runtime.net import channel, open_stream
+from tests.fakes.looking import edge_seen
 from tests.fakes.processes import free_port
 from tests.harness.compose import REPOSITORY
 
@@ -79,25 +79,11 @@ def joined() -> Iterator[Joined]:
         docker("network", "rm", NETWORK, check=False)
 
 
-async def edge_ready(joined: Joined, name: str) -> broker_pb2.Edge:
-    async with asyncio.timeout(READY_WITHIN_S), channel(joined.broker) as to_broker:
-        stub = broker_pb2_grpc.BrokerServiceStub(to_broker)
-        while True:
-            try:
-                listed = await stub.ListEdges(broker_pb2.ListEdgesRequest(), timeout=2)
-            except grpc.aio.AioRpcError:
-                listed = broker_pb2.ListEdgesResponse()
-            for edge in listed.edges:
-                if edge.edge_id == name and edge.state == worker_pb2.EDGE_STATE_READY:
-                    return edge
-            await CLOCK.sleep(0.2)
-
-
 async def test_a_worker_in_a_project_of_its_own_learns_everything_from_the_broker_and_serves(joined):
     variables = joined.variables
     await asyncio.to_thread(lambda: docker("compose", *THERE, "up", "-d", "--no-build", variables=variables))
     try:
-        edge = await edge_ready(joined, "barn")
+        edge = await edge_seen(joined.broker, "barn", worker_pb2.EDGE_STATE_READY, READY_WITHIN_S)
     except TimeoutError:
         pytest.fail(await asyncio.to_thread(lambda: docker("compose", *THERE, "logs", "worker", variables=variables)))
     assert edge.address == f"{variables['ADVERTISE']}:{variables['EDGE_PORT']}"

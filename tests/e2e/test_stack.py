@@ -7,11 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.harness.compose import GRPC_PORT, REPOSITORY
+from tests.e2e.asking import NEAR_SMALL
+from tests.harness.compose import REPOSITORY
 from tests.harness.faults import Scaled
 from tests.harness.history import OK, Fault
 
@@ -22,17 +22,6 @@ QUESTION = "yesterday lipafe gokeva caused which outcome"
 REPLAY_RATE_PER_S, REPLAY_S = 8.0, 132.0
 FEWEST_TASKS, FEWEST_MERGES = 1000, 2
 DRAIN_S = 20.0
-# Users near the small edges, to whom a good answer is worth little, and so many at once that one edge is not enough.
-NEAR_SMALL: dict[str, Any] = {"regions": ("west",), "alpha": 0.001, "burst": 10}
-
-
-@pytest.fixture
-async def target(stack):
-    """Where the first broker is published now."""
-    container = stack.container("broker")
-    container.reload()
-    at = container.attrs["NetworkSettings"]["Ports"][f"{GRPC_PORT}/tcp"][0]
-    return f"{at['HostIp']}:{at['HostPort']}"
 
 
 async def moedge(*arguments, timeout_s=60.0):

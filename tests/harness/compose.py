@@ -70,6 +70,12 @@ class ComposeStack:
         container.reload()
         return f"{container.attrs['NetworkSettings']['Networks'][NETWORK]['IPAddress']}:{GRPC_PORT}"
 
+    def published(self, container: Container) -> str:
+        """Where its gRPC port is published on this machine; a restart may move it."""
+        container.reload()
+        at = container.attrs["NetworkSettings"]["Ports"][f"{GRPC_PORT}/tcp"][0]
+        return f"{at['HostIp']}:{at['HostPort']}"
+
     def compose(self, *arguments: str, timeout_s: float = COMPOSE_TIMEOUT_S) -> str:
         """`docker compose ...`; its output. Raises with it where that fails."""
         files = [part for name in self.files for part in ("-f", name)]
