@@ -26,11 +26,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(if $(S
 .PHONY: help install demo demo-model test check format lint types imports proto proto-check buf unit up down e2e faults clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  PYTHON=python3.12      the Python to make .venv with"
 	@echo "  TORCH_INDEX=URL        where to get torch (https://download.pytorch.org/whl/cpu: the CPU build)"
 	@echo "  WORKERS=4 SLOW=1       for make test"
+	@echo "  COMPOSE='-f docker-compose.yml -f infra/compose.secure.yml'   overlays for make up and make down"
 
 install: $(STAMP) ## Make .venv with everything in it
 

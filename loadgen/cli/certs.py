@@ -10,10 +10,12 @@ import typer
 from loadgen.cli.console import CommandError, command, print_json, stdout
 from loadgen.cli.options import Json
 
+DEFAULT_OUT = Path("infra/secure/certs")  # where infra/compose.secure.yml looks unless CERTS_DIR says otherwise
+
 
 @command
 def certs(
-    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("infra/secure/certs"),
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = DEFAULT_OUT,
     days: Annotated[int, typer.Option(min=1, max=825, help="How long the certificates of services are good for.")] = 365,
     name: Annotated[
         list[str] | None, typer.Option(help="Another host name or address of the broker, for other clients than moedge. Repeatable.")
@@ -46,7 +48,8 @@ def certs(
         return
     console.print(f"  {out}/ca.key, *.token      keep them to yourself; ca.key is needed to renew only", markup=False)
     console.print("start:", markup=False)
-    console.print("  docker compose -f docker-compose.yml -f infra/compose.secure.yml up --build --wait", markup=False)
+    elsewhere = "" if out == DEFAULT_OUT else f"CERTS_DIR={out.absolute()} "
+    console.print(f"  {elsewhere}docker compose -f docker-compose.yml -f infra/compose.secure.yml up --build --wait", markup=False)
     console.print("use:", markup=False)
     console.print(f"  export MOEDGE_CA={out}/ca.pem MOEDGE_TOKEN_FILE={out}/user.token", markup=False)
     console.print("  moedge status; moedge infer PROMPT", markup=False)

@@ -23,7 +23,7 @@ def folder(tmp_path):
     out = tmp_path / "certs"
     ended = run("--out", str(out), "--name", "broker.example.org")
     assert ended.exit_code == 0, ended.output
-    assert "docker compose -f docker-compose.yml -f infra/compose.secure.yml up" in ended.stdout
+    assert f"CERTS_DIR={out} docker compose -f docker-compose.yml -f infra/compose.secure.yml up" in ended.stdout
     assert (out / "user.token").read_text().strip() not in ended.output
     return out
 
