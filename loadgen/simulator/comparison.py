@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from loadgen.simulator.load import draw_load
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.simulation import ORACLE, simulate
 from services.core.merging import triggers
+from services.core.naming import nearest
 from services.core.offload import policies
 from services.core.workload.arrivals import Instants
 
@@ -68,8 +68,7 @@ def _known(given: Sequence[str], registered: Sequence[str], kind: str, others: S
     given, known = [name for one in given for name in (registered if one == "all" else [one])], [*registered, *others]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            hint = nearest(name, known, f"there are {', '.join(known)}")
             raise SimulationInputError(f"{kind} {name!r} is unknown; {hint}")
     if not given or len(set(given)) < len(given):
         raise SimulationInputError(f"{kind}: name each once, and at least one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from loadgen.simulator.measured import read_profile
 from loadgen.simulator.model import SimulatedModel
 from loadgen.simulator.stated import StatedModel, StatedOptions
 from loadgen.simulator.strict import known_only, read_table
+from services.core.naming import nearest
 from services.core.offload.values import Link
 
 FOLDER = Path(__file__).resolve().parents[1] / "scenarios"
@@ -168,8 +168,7 @@ class Scenario:
     def _check_types(self, mix: Mapping[str, float], where: str) -> None:
         for task_type in mix:
             if task_type not in self.model.task_types:
-                near = difflib.get_close_matches(task_type, self.model.task_types, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"the model has {', '.join(self.model.task_types)}"
+                hint = nearest(task_type, self.model.task_types, f"the model has {', '.join(self.model.task_types)}")
                 raise ScenarioError(f"{where}: task type {task_type} is unknown; {hint}")
 
     def _check_regions(self) -> None:
@@ -190,8 +189,7 @@ def scenario(name_or_file: str, **overrides: Any) -> Scenario:
     if name_or_file in names():
         path = FOLDER / f"{name_or_file}.toml"
     elif not path.is_file():
-        near = difflib.get_close_matches(name_or_file, names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "it is no file either."
+        hint = nearest(name_or_file, names(), "it is no file either.")
         raise ScenarioError(f"scenario {name_or_file} is unknown; {hint} There are: {', '.join(names())}")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

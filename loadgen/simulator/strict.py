@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -11,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from loadgen.simulator.errors import ScenarioError
+from services.core.naming import nearest
 
 T = TypeVar("T")
 
@@ -21,8 +21,7 @@ def known_only(table: object, known: Collection[str], where: str) -> dict[str, A
         raise ScenarioError(f"{where}: a table is expected, not {type(table).__name__}")
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            hint = nearest(key, known, f"known are {', '.join(sorted(known))}")
             raise ScenarioError(f"{where}: {key} is unknown; {hint}")
     return table
 

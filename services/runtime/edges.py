@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 
+from services.core.naming import nearest
 from services.core.offload.values import Link
 from services.runtime.errors import RuntimeFault
 
@@ -240,8 +240,7 @@ def _whole(table: Mapping[str, object], key: str, default: int) -> int:
 def _refuse_unknown(table: Mapping[str, object], known: tuple[str, ...], what: str) -> None:
     for key in table:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            cure = nearest(key, known, f"known are {', '.join(known)}")
             raise EdgesFileError(f"{key}: unknown key of {what}; {cure}")
 
 

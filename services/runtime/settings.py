@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from services.core.naming import nearest
 from services.runtime.errors import SettingsError
 
 PREFIX = "MOEDGE_"
@@ -109,8 +109,7 @@ def _env_prefix(settings: type[ServiceSettings]) -> str:
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+    return "; " + nearest(name, known, f"known: {', '.join(sorted(known))}")
 
 
 def _line(settings: type[ServiceSettings], location: tuple[int | str, ...], message: str) -> str:
