@@ -90,7 +90,7 @@ class Exchange:
                     return self._completed(planned, item, scorer, sent_at_s, stream)
                 failure = RpcFailure(grpc.StatusCode.UNKNOWN, "NO_SUMMARY", "the stream ended without a summary")
             wait_s = failure.retry_after_s or RETRY_AFTER_S
-            if failure.code not in _RETRYABLE or self._now_s() + wait_s >= deadline_at_s:
+            if not _may_be_retried(failure, stream) or self._now_s() + wait_s >= deadline_at_s:
                 break
             if attempt < self._options.retries:
                 await self._clock.sleep(wait_s)
@@ -179,3 +179,9 @@ class Exchange:
             version=accepted.version,
             restarts=stream.restarts,
         )
+
+
+def _may_be_retried(failure: RpcFailure, stream: _Stream) -> bool:
+    """gRPC resets, as CANCELLED, a call that reaches a broker in the very moment in which it stops listening: nothing was begun."""
+    cut = failure.code is grpc.StatusCode.CANCELLED and failure.reason == "TRANSPORT" and stream.accepted is None
+    return cut or failure.code in _RETRYABLE

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from moedge.v1 import events_pb2
-from tests.harness.history import OK, Call, Fault, Try
+from tests.harness.history import OK, Call, Fault, Try, is_cut
 
 FAULT_STATUSES = frozenset({"UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})  # a user may see these, and no others
 GRACE_S = 0.25  # that a call may end after its deadline
@@ -83,7 +83,7 @@ def _of_call(call: Call, faults: Sequence[Fault]) -> list[str]:
     if (over_s := call.end_at_s - call.deadline_at_s) > GRACE_S:
         violations.append(f"{call.call_id}: ended {over_s:.2f} s after its deadline")
     for met in call.refusals:
-        if met.status not in FAULT_STATUSES:
+        if met.status not in FAULT_STATUSES and not is_cut(met.status, met.reason, met.accepted):
             violations.append(f"{call.call_id}: ended in {met.status}, which no fault explains")
         if not any(fault.excuses(met.ended_at_s) for fault in faults):
             violations.append(f"{call.call_id}: {met.status} at {met.ended_at_s:.2f} s, outside of every fault")

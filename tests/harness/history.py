@@ -16,6 +16,12 @@ from pathlib import Path
 from moedge.v1 import events_pb2
 
 OK = "OK"
+KILL_TAKES_S = 0.5  # from asking for a SIGKILL until the process is gone
+
+
+def is_cut(status: str, reason: str, accepted: bool) -> bool:
+    """gRPC resets a call that reaches a server in the very moment in which it stops listening; nothing was begun."""
+    return status == "CANCELLED" and reason == "TRANSPORT" and not accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,9 @@ class Fault:
 
     def orphans(self, call: Call) -> bool:
         """Whether the broker died while it had this call."""
-        return self.kills_broker and call.end_at_s is not None and call.sent_at_s <= self.began_at_s <= call.end_at_s
+        if not self.kills_broker or call.end_at_s is None:
+            return False
+        return call.sent_at_s <= self.began_at_s + KILL_TAKES_S and self.began_at_s <= call.end_at_s
 
 
 def write_calls(path: Path, calls: Iterable[Call]) -> None:

@@ -1,8 +1,8 @@
 """An open-loop client for fault tests: sends each call at its instant, whatever happens to those before, and keeps how each one ended.
 
 It shares no code with the load generator, so that it cannot share its mistakes. With `retrying` it does what the documentation tells a
-user to do: UNAVAILABLE, and RESOURCE_EXHAUSTED that says when to come back, are sent again under the same idempotency key while the
-deadline lasts; what was met on the way is kept.
+user to do: UNAVAILABLE, RESOURCE_EXHAUSTED that says when to come back, and calls that a stopping server cut off, are sent again under
+the same idempotency key while the deadline lasts; what was met on the way is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.runtime.clock import SystemClock
 from services.runtime.net import CHANNEL_OPTIONS, open_stream
 from services.runtime.status import failure_of
 from services.tasks.values import TaskItem
-from tests.harness.history import OK, Call, Try
+from tests.harness.history import OK, Call, Try, is_cut
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 1.0  # before a retry whose refusal named no time
 LEFT_S = 0.05  # of the deadline, below which a retry is pointless
@@ -59,7 +59,9 @@ class _Answer:
 
     @property
     def may_be_retried(self) -> bool:
-        return self.status == "UNAVAILABLE" or (self.status == "RESOURCE_EXHAUSTED" and self.retry_after_s is not None)
+        if self.status == "RESOURCE_EXHAUSTED":
+            return self.retry_after_s is not None
+        return self.status == "UNAVAILABLE" or is_cut(self.status, self.reason, self.accepted)
 
 
 @dataclass(slots=True)

@@ -241,6 +241,23 @@ def test_a_task_whose_broker_was_killed_may_end_either_way_but_must_end_once(kin
     assert unfinished(history.calls, history.events) == {"task-call"}
 
 
+def test_a_call_that_came_while_its_broker_was_dying_is_one_of_a_killed_broker_and_a_later_one_is_not():
+    killed = Fault(10.0, 20.0, kills_broker=True)
+    history = make_orphan("failed", "CANCELLED")
+    history.change(0, sent_at_s=10.1)
+    assert history.violations(killed) == []
+    history.change(0, sent_at_s=11.0)
+    assert history.violations(killed) != []
+
+
+def test_a_call_that_a_stopping_server_cut_off_is_a_refusal_unless_it_was_accepted():
+    cut = Call("call", 9.0, 25.0, 11.0, "CANCELLED", reason="TRANSPORT")
+    assert History([cut], [], ["call"]).violations() == []
+    assert History([replace(cut, end_at_s=21.0)], [], ["call"]).violations() != []
+    assert any("ended in CANCELLED" in violation for violation in History([replace(cut, accepted=True)], [], ["call"]).violations())
+    assert any("ended in CANCELLED" in violation for violation in History([replace(cut, reason="GONE")], [], ["call"]).violations())
+
+
 def test_an_answer_counts_as_one_even_where_its_broker_was_killed_right_after():
     history = make_orphan("failed", "CANCELLED")
     history.change(0, status="OK", task_id="task-call", attempts=1)

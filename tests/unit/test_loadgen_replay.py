@@ -190,6 +190,19 @@ async def test_nothing_is_retried_unless_asked():
     assert len({request.idempotency_key for request in broker.requests}) == 8
 
 
+@pytest.mark.parametrize(("reason", "outcome"), [("TRANSPORT", Outcome.COMPLETED), ("GONE", Outcome.FAILED)])
+async def test_a_call_that_a_stopping_broker_cut_off_is_sent_again_and_one_that_was_cancelled_is_not(reason, outcome):
+    seen: set[str] = set()
+
+    def script(request):
+        first = request.prompt not in seen
+        seen.add(request.prompt)
+        return Answer(refuse=RpcFailure(grpc.StatusCode.CANCELLED, reason, "it ended")) if first else Answer()
+
+    _, result = await replayed(script, make_plan(4), retries=1)
+    assert {record.outcome for record in result.finished} == {outcome}
+
+
 async def test_records_are_kept_as_json_lines(tmp_path):
     path = tmp_path / "deep" / "records.jsonl"
     _, result = await replayed(lambda request: Answer(text="yes it is"), make_plan(5), records_path=path)
