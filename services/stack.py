@@ -218,7 +218,8 @@ class Stack:
         return _in_plaintext(WorkerSettings.load(**given | dict(self.settings.worker)))
 
     def _controller_settings(self, merger_address: str) -> ControllerSettings:
-        given = {"merger_address": merger_address, "trigger": self.settings.trigger, "port": 0, "metrics_port": self.settings.metrics_port}
+        given = {"merger_address": merger_address, "trigger": self.settings.trigger, "quality_scale": self.settings.quality_scale}
+        given |= {"port": 0, "metrics_port": self.settings.metrics_port}
         return _in_plaintext(ControllerSettings.load(**given | dict(self.settings.controller)))
 
     def _broker_settings(self, merger_address: str) -> BrokerSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +35,8 @@ SERVICE = {
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario of loadgen/scenarios, or a TOML file.", metavar="NAME|FILE")],
     policies: Annotated[
-        str, typer.Option(help="Offload policies with commas between; all; oracle: ONTO told true lengths and qualities.")
-    ] = "onto,random",
+        str, typer.Option(help="Offload policies with commas between; all; ours; oracle, clairvoyant: upper anchors.")
+    ] = "ours,onto,random",
     triggers: Annotated[str, typer.Option(help="Merge triggers with commas between, or all.")] = "jtom",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each; every policy gets the same load of a seed.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="Seeds count up from here.")] = 0,
@@ -78,12 +79,18 @@ def simulate(
 
 
 def as_json(compared: Comparison, names: dict[str, tuple[str, str]]) -> dict[str, object]:
+    from loadgen.simulator.comparison import CLAIRVOYANT, OURS
     from loadgen.simulator.figures import as_json as intervals
 
-    told = {}
+    told: dict[str, dict[str, object]] = {}
     for name, (policy, trigger) in names.items():
         told[name] = {"policy": policy, "trigger": trigger, **intervals(compared.summary(name))}
-    return {"schema_version": 1, "scenario": compared.scenario, "seeds": list(compared.seeds), "policies": told}
+        for key, other in (("regret", CLAIRVOYANT.name), ("above_ours", OURS.name)):
+            if other in names:
+                told[name][key] = asdict(compared.paired(name, other, "positive_cost"))
+    ours, best = OURS.name if OURS.name in names else None, compared.best_baseline()
+    about = {"schema_version": 1, "scenario": compared.scenario, "seeds": list(compared.seeds), "ours": ours, "best_baseline": best}
+    return {**about, "policies": told}
 
 
 def _names(text: str) -> list[str]:
@@ -93,12 +100,17 @@ def _names(text: str) -> list[str]:
 def _print(compared: Comparison, about: str) -> None:
     summaries = {name: compared.summary(name) for name in compared.runs}
     best = sorted(summaries, key=lambda name: summaries[name]["positive_cost"].mean)
+    baseline = compared.best_baseline()
     console = stdout()
     tasks = next(iter(summaries.values()))["tasks"].mean
     console.print(f"{compared.scenario}: {about}" if about else compared.scenario)
     for title, columns in ((f"{len(compared.seeds)} seeds, {tasks:.0f} tasks each, mean ± 95 %", COSTS), ("", SERVICE)):
         rows = [(name, *(_cell(summaries[name][figure]) for figure in columns)) for name in best]
         console.print(table(title, ("policy", *columns.values()), rows))
+    if baseline is not None and "ours" in summaries:
+        saved = 1.0 - summaries["ours"]["positive_cost"].mean / summaries[baseline]["positive_cost"].mean
+        apart = compared.paired("ours", baseline, "positive_cost")
+        console.print(f"ours against {baseline}, the best of the seven baselines: {saved:+.1%} less, {_cell(apart)} (paired)")
 
 
 def _cell(value: Interval) -> str:

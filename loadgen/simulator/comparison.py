@@ -10,6 +10,7 @@ from loadgen.simulator.figures import Figures, Interval, figures, interval, over
 from loadgen.simulator.load import draw_load
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.simulation import ORACLE, simulate
+from services.core.baselines import PUBLISHED
 from services.core.merging import triggers
 from services.core.naming import nearest
 from services.core.offload import policies
@@ -27,6 +28,11 @@ class Arm:
     trigger: str
 
 
+OURS = Arm("ours", "onto", "portfolio")  # what moedge does
+CLAIRVOYANT = Arm("clairvoyant", "onto", "clairvoyant")  # told when traffic changes: regrets are against it
+SEVEN = ("mas", "lcs", "heft", "qual_greedy", "qos_quant", "moe_load", "multi_moe")  # policies of the paper's baselines
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     scenario: str
@@ -36,6 +42,11 @@ class Comparison:
     def summary(self, arm: str) -> dict[str, Interval]:
         return over_seeds(self.runs[arm])
 
+    def best_baseline(self) -> str | None:
+        """Of the seven, in their strongest form, the one with the lowest mean positive cost; None where none of them ran."""
+        ran = [baseline.name for baseline in strongest() if baseline.name in self.runs]
+        return min(ran, key=lambda name: self.summary(name)["positive_cost"].mean, default=None)
+
     def paired(self, arm: str, other: str, figure: str) -> Interval:
         """Mean difference `arm` - `other` over seeds: both had the same load."""
         pairs = zip(self.runs[arm], self.runs[other], strict=True)
@@ -43,10 +54,23 @@ class Comparison:
 
 
 def arms(policy_names: Sequence[str], trigger_names: Sequence[str]) -> tuple[Arm, ...]:
-    """`all` stands for every name that is registered; `oracle` is none, and is named where it is wanted."""
-    chosen = _known([name.replace("-", "_") for name in policy_names], policies.names(), "policy", (ORACLE,))
+    """`all` policies: every name that is registered, the seven with the update rule of their strongest form, then `ours`, `oracle` and
+    `clairvoyant`, which can be named alone too. `ours` and `clairvoyant` have a trigger of their own."""
+    given = [name.replace("-", "_") for name in policy_names]
     rules = _known(trigger_names, triggers.names(), "trigger")
-    return tuple(Arm(p if len(rules) == 1 else f"{p}+{t}", p, t) for p in chosen for t in rules)
+    whole = [OURS, CLAIRVOYANT]
+    chosen = _known(given, [*policies.names(), OURS.name, CLAIRVOYANT.name], "policy", (ORACLE,))
+    if "all" in given and ORACLE not in chosen:
+        chosen.append(ORACLE)
+    own = {arm.name: arm for arm in ([*whole, *strongest()] if "all" in given and len(rules) == 1 else whole)}
+    made = [own.get(p, Arm(p, p, t)) if len(rules) == 1 or p in own else Arm(f"{p}+{t}", p, t) for p in chosen for t in rules]
+    return tuple(dict.fromkeys(made))
+
+
+def strongest() -> tuple[Arm, ...]:
+    """The seven published baselines, each with the update rule that goes with its strongest form."""
+    pairs = [baseline.strong for baseline in PUBLISHED if baseline.strong.policy in SEVEN]
+    return tuple(Arm(pair.policy, pair.policy, pair.trigger) for pair in pairs)
 
 
 def compare(

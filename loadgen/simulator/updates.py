@@ -15,6 +15,7 @@ from loadgen.simulator.model import SimulatedVersion
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.timeline import Priority, Timeline
 from services.core.merging.engine import MergeEngine, MergeRequest
+from services.core.merging.fleet import EdgeService, FleetTrigger, Prospect, candidate_mixes
 from services.core.merging.gain import expected_gain
 from services.core.merging.triggers import MergeTrigger, trigger
 from services.core.merging.triggers import options as trigger_options
@@ -66,6 +67,8 @@ class Updates:
         self._loading: dict[str, _Rollout] = {}
         for edge in edges:
             self._built.add(edge.version.version)
+            if isinstance(self.engine.trigger, FleetTrigger):
+                self.engine.describe(edge.site.edge_id, _service(scenario, edge))
             self._deployed(edge, None, 0.0)
             timeline.at(options.report_interval_s, Priority.REPORT, self._report, edge)
 
@@ -167,9 +170,26 @@ class Updates:
         self._timeline.at(max(self.engine.due_at_s(edge.site.edge_id), now_s), Priority.CHECK, self._check, edge)
 
 
+def _service(scenario: Scenario, edge: Edge) -> EdgeService:
+    """How a usual task is served: lengths and qualities as calibration tells."""
+    model, site, options = scenario.model, edge.site, scenario.updates
+    lengths = model.mean_output_tokens()
+    mixes = candidate_mixes(model.task_types)
+    return EdgeService.of_usual_tasks(
+        prefill_base_s=site.step_times.prefill_base_s,
+        step_base_s=site.step_times.step_base_s,
+        step_row_s=site.step_times.step_row_s,
+        output_tokens=sum(lengths.values()) / len(lengths),
+        slots=site.max_batch,
+        downtime_s=0.0 if options.beside else options.load_s,
+        prospects=[Prospect(mix, model.version(mix, site.memory_share).stated_quality) for mix in mixes],
+    )
+
+
 def _made(scenario: Scenario, trigger_name: str) -> MergeTrigger:
-    """A trigger that wants to know when traffic changes is told: an upper anchor."""
+    """A trigger that wants to know what quality is worth is told, and one that wants to know when traffic changes too: an upper anchor."""
     given = dict(scenario.triggers.get(trigger_name, {}))
-    if "changes_at_s" in trigger_options(trigger_name):
-        given.setdefault("changes_at_s", scenario.changes_at_s)
+    known = {"changes_at_s": scenario.changes_at_s, "quality_scale": scenario.quality_scale}
+    for option in sorted(known.keys() & set(trigger_options(trigger_name))):
+        given.setdefault(option, known[option])
     return trigger(trigger_name, **given)

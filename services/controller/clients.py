@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Self
 
@@ -12,6 +12,7 @@ import grpc.aio
 from moedge.v1 import merger_pb2, worker_pb2
 from moedge.v1.merger_pb2_grpc import MergerServiceStub
 from moedge.v1.worker_pb2_grpc import WorkerServiceStub
+from services.controller.settings import ControllerSettings
 from services.runtime.net import PLAINTEXT, Network, open_stream
 from services.runtime.scope import outgoing
 from services.runtime.security import Role
@@ -38,6 +39,13 @@ class MergerClient:
             response = await self._stub.GetManifest(merger_pb2.GetManifestRequest(version=version), timeout=timeout_s, metadata=outgoing())
         return response.manifest
 
+    async def output_tokens(self, base_model: str, timeout_s: float) -> Mapping[str, float]:
+        """Mean length of answers by task type, as calibration of the base model has it."""
+        request = merger_pb2.GetProfilesRequest(base_model=base_model)
+        async with _as_failures(self._network, self._address, "merger"):
+            response = await self._stub.GetProfiles(request, timeout=timeout_s, metadata=outgoing())
+        return dict(response.output_tokens)
+
     async def build(self, request: merger_pb2.BuildModelRequest, timeout_s: float) -> merger_pb2.Manifest:
         """Returns when the version is built; progress is read and dropped."""
         failing = _as_failures(self._network, self._address, "merger")
@@ -46,6 +54,21 @@ class MergerClient:
                 if response.HasField("manifest"):
                     return response.manifest
         raise RpcFailure(grpc.StatusCode.INTERNAL, "NO_MANIFEST", "the merger ended the build without a manifest")
+
+
+def build_request(
+    settings: ControllerSettings, entry: worker_pb2.EdgeEntry, mix: Mapping[str, float], present_version: str = ""
+) -> merger_pb2.BuildModelRequest:
+    """A model of this mix in the memory of that edge, by the recipe of the settings."""
+    recipe = settings.recipe
+    options = merger_pb2.PlanOptions(
+        method=recipe.method,
+        allocation=recipe.allocation,
+        grouping=recipe.grouping,
+        recovery_steps=settings.recovery_steps,
+        present_version=present_version,
+    )
+    return merger_pb2.BuildModelRequest(base_model=entry.base_model, mix=dict(mix), budget_bytes=entry.memory_bytes, options=options)
 
 
 async def load_version(address: str, version: str, timeout_s: float, network: Network = PLAINTEXT) -> worker_pb2.SwapReport:

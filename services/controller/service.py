@@ -21,9 +21,11 @@ from services.controller.consumers import ActivationConsumer
 from services.controller.edge_states import EdgeStates
 from services.controller.merge_events import MergeEvents
 from services.controller.metrics import ControllerMetrics
+from services.controller.prospects import Prospects
 from services.controller.settings import ControllerSettings
 from services.controller.updates import Updates
 from services.core.merging.engine import MergeEngine
+from services.core.merging.fleet import FleetTrigger
 from services.runtime import net
 from services.runtime.clock import Clock
 from services.runtime.eventlog import ACTIVATIONS, EventLog
@@ -80,6 +82,7 @@ class Controller:
         self._merger = MergerClient(settings.merger_address, network)
         self._events = MergeEvents(EventWriter(log, f"controller-{uuid.uuid4().hex[:8]}", clock), self._metrics)
         self._updates = Updates(settings, self._states, self._merger, self._events, self._metrics, self._telemetry.tracer, clock, network)
+        self._prospects = Prospects(settings, self._merger, engine)
         self._entries: dict[str, worker_pb2.EdgeEntry] = {}
         self._seen_at_s: dict[str, float] = {}
         self._skipped: dict[str, str] = {}
@@ -116,6 +119,9 @@ class Controller:
             group = self._settings.consumer_group
             handle = consuming(ActivationConsumer(self._states, self._metrics, self._clock).handle, self._telemetry.tracer, group)
             await stack.enter_async_context(self._log.subscribe(ACTIVATIONS, group, handle))
+            if isinstance(self.engine.trigger, FleetTrigger):
+                exploring = asyncio.create_task(supervise("prospects", self._explore, self._clock), name="prospects")
+                stack.push_async_callback(_ended, exploring)
             watching = asyncio.create_task(supervise("merge controller", self._watch, self._clock), name="merge controller")
             stack.push_async_callback(_ended, watching)
             await health.serving()
@@ -129,6 +135,11 @@ class Controller:
         while True:
             await self.tick()
             await self._clock.sleep(self._settings.tick_s)
+
+    async def _explore(self) -> None:
+        while True:
+            learnt = await self._prospects.look(self._entries)
+            await self._clock.sleep(self._settings.tick_s if learnt else self._settings.backoff_s)
 
     async def tick(self) -> None:
         """Look at every edge once: take over new versions, run the checks that are due, start the updates they ask for."""

@@ -34,6 +34,11 @@ class ControllerSettings(ServiceSettings):
     )
     cap_s: float | None = Field(None, gt=0, description="jtom, product: longest time between two checks; unset: ten times interval_s")
 
+    quality_scale: float = Field(1.0, ge=0, description="portfolio: what a full point of quality is worth, in seconds, as at the broker")
+    memory_s: float | None = Field(None, gt=0, description="portfolio: demand is averaged over so long; unset: 240")
+    horizon_s: float | None = Field(None, gt=0, description="portfolio: within which an update has to pay for itself; unset: 120")
+    min_gain_s: float | None = Field(None, ge=0, description="portfolio: least saving a task that an update is made for; unset: 0.01")
+
     method: str = Field("", description="merge method; unset: best, in paper mode m-smoe")
     allocation: str = Field("", description="how experts are shared out; unset: whole-tasks, in paper mode mc-smoe")
     grouping: str = Field("", description="which experts become one; unset: router-logits")

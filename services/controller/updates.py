@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from moedge.v1 import merger_pb2, worker_pb2
-from services.controller.clients import MergerClient, load_version
+from services.controller.clients import MergerClient, build_request, load_version
 from services.controller.edge_states import EdgeStates
 from services.controller.merge_events import MergeEvents
 from services.controller.metrics import ControllerMetrics
@@ -91,7 +91,7 @@ class Updates:
         self._publish("requested", request, version=request.present_version, reason=request.reason, **about)
         await self._states.save(edge_id)
         started_at_s = self._clock.now_s()
-        manifest = await self._merger.build(self._build_request(request, entry), self._settings.build_timeout_s)
+        manifest = await self._merger.build(_build_request(self._settings, request, entry), self._settings.build_timeout_s)
         if reason := self._not_worth_it(request, entry, manifest):
             engine.satisfied(edge_id, self._clock.now_s())
             self._publish("kept", request, version=request.present_version, reason=reason, **about)
@@ -130,19 +130,9 @@ class Updates:
         interval_s = self._states.engine.interval_s(request.edge_id)
         self._events.publish(kind, request.edge_id, check_interval=interval_s, **fields)
 
-    def _build_request(self, request: MergeRequest, entry: worker_pb2.EdgeEntry) -> merger_pb2.BuildModelRequest:
-        settings = self._settings
-        plan_options = merger_pb2.PlanOptions(
-            method=settings.recipe.method,
-            allocation=settings.recipe.allocation,
-            grouping=settings.recipe.grouping,
-            recovery_steps=settings.recovery_steps,
-            present_version=request.present_version if settings.keep_present else "",
-        )
-        return merger_pb2.BuildModelRequest(
-            base_model=entry.base_model,
-            mix=dict(request.mix),
-            budget_bytes=entry.memory_bytes,
-            options=plan_options,
-            raw_frequencies=frequencies_to_rows(request.frequencies) if request.raw else [],
-        )
+
+def _build_request(settings: ControllerSettings, request: MergeRequest, entry: worker_pb2.EdgeEntry) -> merger_pb2.BuildModelRequest:
+    made = build_request(settings, entry, request.mix, request.present_version if settings.keep_present else "")
+    if request.raw:
+        made.raw_frequencies.extend(frequencies_to_rows(request.frequencies))
+    return made

@@ -1,4 +1,5 @@
-"""A merger for tests: real gRPC on the loopback, versions made of a request's text, f' of the profiles it is given. No model behind it."""
+"""A merger for tests: real gRPC on the loopback, versions made of a request's text, f' of the profiles it is given, a task type
+scored by its share of the mix. No model behind it."""
 
 from __future__ import annotations
 
@@ -61,6 +62,10 @@ class FakeMerger(merger_pb2_grpc.MergerServiceServicer):
             raise not_found("version", request.version)
         return merger_pb2.GetManifestResponse(manifest=self._manifests[request.version])
 
+    @guarded
+    async def GetProfiles(self, request, context):
+        return merger_pb2.GetProfilesResponse(base_model=request.base_model, output_tokens=dict.fromkeys(self._profiles, 8.0))
+
     def _built(self, request: merger_pb2.BuildModelRequest) -> merger_pb2.Manifest:
         mix = {t: share for t, share in sorted(request.mix.items()) if share > 0}
         raw = rows_to_frequencies(request.raw_frequencies) if request.raw_frequencies else None
@@ -68,6 +73,7 @@ class FakeMerger(merger_pb2_grpc.MergerServiceServicer):
         version = hashlib.sha256(text.encode()).hexdigest()[:12]
         f = normalised(np.sum([share * self._profiles[t] for t, share in mix.items()], axis=0))
         manifest = merger_pb2.Manifest(version=version, base_model=request.base_model, mix=mix, budget_bytes=request.budget_bytes)
+        manifest.quality.update({t: mix.get(t, 0.0) for t in self._profiles})
         manifest.layers.extend(merger_pb2.Layer(frequencies=row.values) for row in frequencies_to_rows(f))
         manifest.durations["merge"].CopyFrom(duration(0.1))
         for task_type, counts in self._profiles.items():

@@ -17,6 +17,7 @@ from loadgen.simulator.load import draw_load
 from loadgen.simulator.scenario import EdgeGroup, LoadOptions, Phase, Scenario, UpdateOptions, names, scenario
 from loadgen.simulator.simulation import Outcome, simulate
 from loadgen.simulator.stated import StatedModel, StatedOptions
+from services.core.offload import policies
 
 TRACE_ARRIVALS = np.linspace(0.0, 100.0, 500)
 
@@ -208,3 +209,31 @@ def test_an_oracle_that_is_told_lengths_and_qualities_predicts_better_and_costs_
     assert told.wait_prediction_error_s < 0.8 * guessed.wait_prediction_error_s
     assert told.positive_cost < guessed.positive_cost
     assert [arm.name for arm in arms(["all", "oracle"], ["jtom"])][-1] == "oracle"
+
+
+def test_all_policies_are_the_registered_ones_the_seven_as_strong_as_they_come_ours_and_the_anchors():
+    made = {arm.name: arm for arm in arms(["all"], ["jtom"])}
+    assert set(made) == {*policies.names(), "ours", "oracle", "clairvoyant"}
+    assert (made["multi_moe"].trigger, made["onto"].trigger, made["ours"].trigger) == ("never", "jtom", "portfolio")
+    assert [arm.name for arm in arms(["ours", "onto"], ["jtom", "never"])] == ["ours", "onto+jtom", "onto+never"]
+
+
+def test_a_comparison_names_the_best_of_the_seven():
+    made = make_scenario(duration_s=60.0, load=LoadOptions(20.0))
+    compared = compare(made, arms(["ours", "onto", "lcs", "qual_greedy", "random"], ["never"]), (1, 2), lambda *_: None)
+    best = compared.best_baseline()
+    assert best is not None
+    worst = {"lcs": "qual_greedy", "qual_greedy": "lcs"}[best]
+    assert compared.paired(best, worst, "positive_cost").mean < 0.0
+    assert compare(made, arms(["onto"], ["never"]), (1,), lambda *_: None).best_baseline() is None
+
+
+def test_portfolio_beats_jtom_where_the_mix_changes():
+    """The demo model as measured, 12 edges, three phases: a tenth of the scenario's own length each."""
+    made = scenario("drift", duration_s=240.0)
+    told: dict[str, list[float]] = {}
+    for seed in (1, 2):
+        load = draw_load(made, seed)
+        for trigger in ("jtom", "portfolio"):
+            told.setdefault(trigger, []).append(figures(simulate(made, load, "onto", trigger, seed), made.quality_scale).positive_cost)
+    assert sum(told["portfolio"]) < sum(told["jtom"])

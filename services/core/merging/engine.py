@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.merging.errors import CountsError, StateError
+from services.core.merging.fleet import EdgeService, FleetTrigger, Member
 from services.core.merging.mix import GRID, explain
 from services.core.merging.saved_state import EdgeState, read_state, state_bytes
 from services.core.merging.triggers import Deployed, MergeTrigger, TriggerDecision, TriggerState
@@ -48,6 +49,8 @@ class MergeEngine:
         self._grid = grid
         self._edges: dict[str, EdgeState] = {}
         self._decisions: dict[str, TriggerDecision] = {}
+        self._services: dict[str, EdgeService] = {}
+        self._asked_mix: dict[str, Mapping[str, float]] = {}
 
     @property
     def trigger(self) -> MergeTrigger:
@@ -81,6 +84,13 @@ class MergeEngine:
         state = TriggerState(model, interval_s, now_s + max(interval_s, self._cool_down_s), memory=memory)
         self._edges[edge_id] = EdgeState(state, CountWindow(model.shape))
 
+    def describe(self, edge_id: str, service: EdgeService | None) -> None:
+        """How an edge serves and what it could be merged for; triggers that look at the fleet want to know. None: nobody is served."""
+        if service is None:
+            self._services.pop(edge_id, None)
+        else:
+            self._services[edge_id] = service
+
     def deployed_version(self, edge_id: str) -> str | None:
         return self._edges[edge_id].trigger.deployed.version if edge_id in self._edges else None
 
@@ -106,13 +116,17 @@ class MergeEngine:
         edge = self._edges[edge_id]
         if edge.asked is not None or now_s < edge.trigger.due_at_s:
             return None
-        state, decision = self._trigger.check(edge.trigger, edge.window, now_s)
+        if isinstance(self._trigger, FleetTrigger):
+            state, decision = self._trigger.check_in_fleet(edge_id, edge.window, self._fleet(), now_s)
+        else:
+            state, decision = self._trigger.check(edge.trigger, edge.window, now_s)
         asked = decision.evidence if decision.action == "update" else None
         self._edges[edge_id] = replace(edge, trigger=state, window=decision.carried, asked=asked)
         self._decisions[edge_id] = decision
         if asked is None:
             return None
         mix = decision.mix or self._mix(asked, state.deployed)
+        self._asked_mix[edge_id] = mix.shares
         return MergeRequest(
             edge_id=edge_id,
             present_version=state.deployed.version,
@@ -166,8 +180,8 @@ class MergeEngine:
         self._edges[edge_id] = replace(edge, trigger=replace(edge.trigger, due_at_s=now_s + wait_s))
 
     def forget(self, edge_id: str) -> None:
-        self._edges.pop(edge_id, None)
-        self._decisions.pop(edge_id, None)
+        for known in (self._edges, self._decisions, self._services, self._asked_mix):
+            known.pop(edge_id, None)
 
     def dump(self, edge_id: str, now_s: float) -> bytes:
         """Everything known of an edge, as JSON. An open request is saved as its counts: after a restart the check asks again."""
@@ -179,6 +193,12 @@ class MergeEngine:
         if trigger_name != self._trigger.name:
             raise StateError(f"saved state of {edge_id} is of trigger {trigger_name!r}, not {self._trigger.name!r}")
         self._edges[edge_id] = state
+
+    def _fleet(self) -> Mapping[str, Member]:
+        return {
+            edge_id: Member(edge.trigger, self._services.get(edge_id), self._asked_mix.get(edge_id) if edge.asked is not None else None)
+            for edge_id, edge in sorted(self._edges.items())
+        }
 
     def _mix(self, evidence: CountWindow, deployed: Deployed) -> Mix:
         return explain(evidence.counts, deployed.profiles, self._grid) if deployed.profiles else Mix({})

@@ -1,0 +1,133 @@
+"""The edges of a fleet as one trigger sees them together, and what a choice of models for all of them would cost their users.
+
+The prediction stands in for what ONTO does with the models: each task goes where its cost is lowest, and queues grow where many go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.merging.triggers._base import TriggerDecision, TriggerState
+from services.core.merging.windows import CountWindow
+
+PARCELS = 32  # of each task type's demand; each stands for users of another alpha; a power of two
+POOLED = 3.0  # an edge queues as if it had so many times its slots, since tasks that would wait long go elsewhere
+FULL = 0.95  # above this utilisation queues are taken to grow in proportion to what is too much
+OVERLOAD_S = 20.0  # by which they grow for each unit of utilisation
+LEAST_RATE = 1e-12  # tasks a second
+
+Column = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prospect:
+    """A model that an edge could be merged for, and the score that is expected of it by task type."""
+
+    mix: Mapping[str, float]
+    quality: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeService:
+    """How an edge serves a usual task: `alone_s` by itself, `full_s` in a full batch of `slots`. It is away for `downtime_s` an update."""
+
+    alone_s: float
+    full_s: float
+    slots: int
+    downtime_s: float
+    prospects: tuple[Prospect, ...]
+
+    @classmethod
+    def of_usual_tasks(
+        cls,
+        *,
+        prefill_base_s: float,
+        step_base_s: float,
+        step_row_s: float,
+        output_tokens: float,
+        slots: int,
+        downtime_s: float,
+        prospects: Sequence[Prospect],
+    ) -> EdgeService:
+        """From the edge's step times and the mean length of answers."""
+        alone_s, full_s = (prefill_base_s + output_tokens * (step_base_s + step_row_s * rows) for rows in (1, slots))
+        return cls(alone_s, full_s, slots, downtime_s, tuple(prospects))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """`asked`: what an update under way will make of it. Without `service` nothing is known of how it serves."""
+
+    state: TriggerState
+    service: EdgeService | None = None
+    asked: Mapping[str, float] | None = None
+
+    @property
+    def quality(self) -> Mapping[str, float]:
+        """Of the model it serves, or will when the update under way is done."""
+        if self.asked is not None and self.service is not None:
+            for prospect in self.service.prospects:
+                if prospect.mix == self.asked:
+                    return prospect.quality
+        return self.state.deployed.quality
+
+
+def candidate_mixes(task_types: Sequence[str]) -> tuple[Mapping[str, float], ...]:
+    """What edges may be merged for: one task type each, then two in equal shares. More a merged model of an edge's size does not hold."""
+    return (*({t: 1.0} for t in task_types), *({one: 0.5, other: 0.5} for one, other in combinations(task_types, 2)))
+
+
+@runtime_checkable
+class FleetTrigger(Protocol):
+    """What a merge trigger also has when it decides about an edge in view of all others."""
+
+    def check_in_fleet(
+        self, edge_id: str, window: CountWindow, fleet: Mapping[str, Member], now_s: float
+    ) -> tuple[TriggerState, TriggerDecision]: ...
+
+
+def fleet_cost(
+    rates: Column, quality: NDArray[np.float64], services: Sequence[EdgeService], quality_scale: float, is_open: NDArray[np.bool_]
+) -> Column:
+    """Predicted positive cost of a task, (num_choices,): mean completion_time_s + alpha · quality_scale · (1 - quality), without transfers.
+
+    `rates` (num_types,) are tasks a second, `quality` is (num_choices, num_edges, num_types), `is_open` (num_choices, num_edges). Demand is
+    dealt out in small parcels, alpha from near 0 to near 1 in turn, each to the edge that costs it least with those before it in place;
+    waits are Sakasegawa's for M/M/c. All parcels then pay for the load there is in the end. A closed edge gets none while another is open.
+    """
+    num_choices, num_edges, num_types = quality.shape
+    alone_s, full_s = np.array([s.alone_s for s in services]), np.array([s.full_s for s in services])
+    slots = np.array([s.slots for s in services], dtype=np.float64)
+    capacity = slots / full_s  # tasks a second
+    pooled = slots * POOLED
+    power = np.sqrt(2.0 * (pooled + 1.0)) - 1.0
+    shut = np.where(is_open, 0.0, 1e9)
+
+    def time_s(load: NDArray[np.float64]) -> NDArray[np.float64]:
+        busy: NDArray[np.float64] = np.minimum(load, FULL)
+        wait_s = full_s / pooled * busy**power / (1.0 - busy)
+        task_s: NDArray[np.float64] = alone_s + (full_s - alone_s) * busy + wait_s + OVERLOAD_S * np.maximum(load - FULL, 0.0)
+        return task_s
+
+    load, missed = np.zeros((num_choices, num_edges)), np.zeros(num_choices)
+    rows, kinds, one_of = np.arange(num_choices)[:, None], np.arange(num_types), np.eye(num_edges)
+    extra = (rates / PARCELS)[:, None] / capacity  # (num_types, num_edges)
+    for parcel in range(PARCELS):
+        worth = quality_scale * (_spread(parcel) + 0.5) / PARCELS
+        cost = (time_s(load) + shut)[:, :, None] - worth * quality
+        chosen = cost.argmin(axis=1)  # (num_choices, num_types)
+        load += (one_of[chosen] * extra).sum(axis=1)
+        missed += worth * ((1.0 - quality[rows, chosen, kinds]) * rates / PARCELS).sum(axis=1)
+    total: Column = (missed + (load * capacity * time_s(load)).sum(axis=1)) / max(float(rates.sum()), LEAST_RATE)
+    return total
+
+
+def _spread(parcel: int) -> int:
+    """0, 8, 4, 12, ...: neighbours in time are far apart in alpha."""
+    return int(f"{parcel:0{PARCELS.bit_length() - 1}b}"[::-1], 2)

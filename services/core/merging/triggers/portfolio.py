@@ -1,0 +1,151 @@
+"""Portfolio: the edges' models are chosen for the fleet, one edge at a time, each as the best reply to all others.
+
+JTOM lets every edge follow its own history; since ONTO sends tasks where they are answered well, an edge's history is made by its own
+model, and edges drift into blends that know no task type whole. Here every check asks of one edge: given the demand of the whole fleet
+and the models of the other edges, which model at this edge makes the predicted positive cost of all tasks least (`fleet_cost`)? The cost is
+the same for every edge, so replies one after the other never raise it and come to rest (a potential game; Monderer, Shapley 1996): local
+search for a facility location problem in which the facilities are task types.
+
+An update has to pay for itself: gain · demand · `horizon_s` above what the fleet loses while the edge is away, and a gain of at least
+`min_gain_s` a task. Demand is a moving average, over `memory_s`, of the mixes behind each edge's activation counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.merging.errors import OptionError
+from services.core.merging.fleet import EdgeService, Member, Prospect, fleet_cost
+from services.core.merging.mix import GRID, explain
+from services.core.merging.shift import activation_shift
+from services.core.merging.triggers._base import TriggerDecision, TriggerState
+from services.core.merging.values import Mix
+from services.core.merging.windows import CountWindow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """`interval_s` between two checks of an edge; `quality_scale` as at the broker."""
+
+    interval_s: float = 10.0
+    recent_s: float = 40.0
+    memory_s: float = 240.0
+    surprise: float = 4.0
+    horizon_s: float = 120.0
+    min_gain_s: float = 0.01
+    quality_scale: float = 1.0
+    grid: int = GRID
+
+    def __post_init__(self) -> None:
+        if self.interval_s <= 0 or self.memory_s <= 0 or self.horizon_s <= 0:
+            raise OptionError("interval_s, memory_s and horizon_s must be above 0")
+        if self.quality_scale < 0 or self.min_gain_s < 0:
+            raise OptionError("quality_scale and min_gain_s must be 0 or more")
+
+    @property
+    def name(self) -> str:
+        return "portfolio"
+
+    @property
+    def raw_frequencies(self) -> bool:
+        return False
+
+    def check(self, state: TriggerState, window: CountWindow, now_s: float) -> tuple[TriggerState, TriggerDecision]:
+        """An edge of which nobody says how it serves, or beside whom."""
+        return self.check_in_fleet("", window, {"": Member(state)}, now_s)
+
+    def check_in_fleet(
+        self, edge_id: str, window: CountWindow, fleet: Mapping[str, Member], now_s: float
+    ) -> tuple[TriggerState, TriggerDecision]:
+        me = fleet[edge_id]
+        state = self._counted(me.state, window, now_s)
+        fleet = {**fleet, edge_id: replace(me, state=state)}
+        shift = activation_shift(window.frequencies, state.deployed.reference, window.counts, 1).value if window.num_tasks else 0.0
+        services = {name: member.service for name, member in fleet.items() if member.service is not None}
+        if me.service is None or not me.service.prospects:
+            return state, self._told("skip", "how this edge serves is not known yet", shift, window)
+        types = sorted(me.service.prospects[0].quality)
+        rates = self._demand(fleet, types)
+        if any(not member.state.memory for member in fleet.values()) or rates.sum() <= 0.0:
+            return state, self._told("skip", "the demand of the fleet is not known yet", shift, window)
+        best, gain_s, loss_s = self._best(edge_id, me.service, fleet, services, types, rates)
+        if best is None:
+            return state, self._told("keep", "no other model would serve the fleet better", shift, window)
+        told = f"{_named(best.mix)} would save the fleet {gain_s * 1000:.0f} ms a task"
+        if gain_s < self.min_gain_s:
+            return state, self._told("keep", f"{told}, min_gain_s is {self.min_gain_s:g}", shift, window)
+        if gain_s * self.horizon_s <= loss_s:
+            return state, self._told("keep", f"{told}, less in {self.horizon_s:g} s than the update costs", shift, window)
+        return state, self._told("update", told, shift, window, Mix(best.mix))
+
+    def _counted(self, state: TriggerState, window: CountWindow, now_s: float) -> TriggerState:
+        """What was counted since the last check, as tasks a second by task type, goes into the average."""
+        later = replace(state, due_at_s=now_s + self.interval_s, interval_s=self.interval_s)
+        profiles = state.deployed.profiles
+        if not profiles:
+            return later
+        shares = explain(window.counts, profiles, self.grid).shares if window.num_tasks else {}
+        known = len(state.memory) == 3 and len(state.memory[0]) == len(profiles) and state.memory[2][0] < now_s
+        elapsed_s = now_s - state.memory[2][0] if known else self.interval_s
+        seen = tuple(window.num_tasks * shares.get(t, 0.0) / elapsed_s for t in sorted(profiles))
+        newer, older = (
+            _averaged(then, seen, elapsed_s / memory_s)
+            for then, memory_s in zip(state.memory[:2] if known else (seen, seen), (self.recent_s, self.memory_s), strict=True)
+        )
+        return replace(later, memory=(newer, older, (now_s,)))
+
+    def _demand(self, fleet: Mapping[str, Member], types: list[str]) -> NDArray[np.float64]:
+        """Tasks a second by task type: over `memory_s`, unless what is recent differs by more than chance explains."""
+        recent, usual = (np.sum([_rates(member.state, types, row) for member in fleet.values()], axis=0) for row in (0, 1))
+        spread = np.sqrt(np.maximum(usual, 1.0 / self.recent_s) / (2.0 * self.recent_s))
+        changed = bool((np.abs(recent - usual) > self.surprise * spread).any())
+        demand: NDArray[np.float64] = recent if changed else usual
+        return demand
+
+    def _best(
+        self,
+        edge_id: str,
+        service: EdgeService,
+        fleet: Mapping[str, Member],
+        services: Mapping[str, EdgeService],
+        types: list[str],
+        rates: NDArray[np.float64],
+    ) -> tuple[Prospect | None, float, float]:
+        """The best other model, what it saves a task, and what the fleet loses a task while the edge is away, times its downtime."""
+        names = sorted(services)
+        mine = names.index(edge_id)
+        present = np.array([[fleet[name].quality.get(t, 0.0) for t in types] for name in names])
+        prospects = [p for p in service.prospects if p.mix != fleet[edge_id].state.deployed.mix]
+        quality = np.repeat(present[None], 2 + len(prospects), axis=0)  # as it is, without this edge, with each prospect
+        for row, prospect in enumerate(prospects, start=2):
+            quality[row, mine] = [prospect.quality.get(t, 0.0) for t in types]
+        is_open = np.ones(quality.shape[:2], dtype=np.bool_)
+        is_open[1, mine] = len(names) == 1
+        cost = fleet_cost(rates, quality, [services[name] for name in names], self.quality_scale, is_open)
+        if not prospects:
+            return None, 0.0, 0.0
+        best = int(cost[2:].argmin())
+        return prospects[best], float(cost[0] - cost[2 + best]), float(cost[1] - cost[0]) * service.downtime_s
+
+    def _told(self, action: str, reason: str, shift: float, window: CountWindow, mix: Mix | None = None) -> TriggerDecision:
+        return TriggerDecision(action, reason, shift, self.interval_s, window, window.emptied(), mix)  # type: ignore[arg-type]
+
+
+def _averaged(then: tuple[float, ...], now: tuple[float, ...], ages: float) -> tuple[float, ...]:
+    weight = 1.0 - math.exp(-ages)
+    return tuple(old + weight * (new - old) for old, new in zip(then, now, strict=True))
+
+
+def _rates(state: TriggerState, types: list[str], row: int) -> NDArray[np.float64]:
+    """Tasks a second by task type, as far as is known."""
+    known = dict(zip(sorted(state.deployed.profiles), state.memory[row], strict=False)) if state.memory else {}
+    return np.array([known.get(t, 0.0) for t in types])
+
+
+def _named(mix: Mapping[str, float]) -> str:
+    return " and ".join(f"{share:.0%} {task_type}" for task_type, share in sorted(mix.items(), key=lambda item: -item[1]))
