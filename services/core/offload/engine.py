@@ -125,7 +125,7 @@ class OffloadEngine:
         if edges is not self._edges or not isinstance(edges, tuple):
             self.prepare(edges, now_s)
         self._board.refresh(now_s)
-        candidates, excluded = self._estimator.estimate(task, self._table, self._board.waits(now_s), self._board.outstanding, now_s, tried)
+        candidates, excluded = self._estimator.estimate(task, self._table, self._board, now_s, tried)
         if not len(candidates):
             raise NoCandidateError(excluded)
         choice = self._policy.choose(task, candidates, rng)

@@ -13,6 +13,7 @@ from services.core.offload.given import GivenValues
 from services.core.offload.predictors import Predictors
 from services.core.offload.table import Column, EdgeTable, Mask
 from services.core.offload.values import Exclusion, Task
+from services.core.offload.wait_board import WaitBoard
 
 OUTPUT_BYTES_PER_TOKEN = 4.0
 
@@ -32,18 +33,17 @@ class Estimator:
         self._given = given
 
     def estimate(
-        self, task: Task, table: EdgeTable, waits: Column, outstanding: Column, now_s: float, tried: frozenset[str]
+        self, task: Task, table: EdgeTable, board: WaitBoard, now_s: float, tried: frozenset[str]
     ) -> tuple[CandidateTable, tuple[Exclusion, ...]]:
         """Candidates, and why the other edges are none. The wait is what is left of it when the prompt has travelled."""
-        given = self._given
+        given, outstanding = self._given, board.outstanding
         predicted_tokens = self.predictors.output_length.tokens(task.posterior, task.max_tokens)
         output_tokens = given.output_tokens(task, predicted_tokens) if given else predicted_tokens
         links = table.links(task.region)
         uplink_s = links.latency_s + task.prompt_bytes * links.uplink_s_per_byte
-        queue_wait_s = np.maximum(waits - uplink_s, 0.0)
-        rows = np.minimum(outstanding + 1.0, table.slots)
-        reading_s = table.prefill_base_s + task.prompt_tokens * table.prefill_token_s
-        inference_s = reading_s + output_tokens * (table.step_base_s + rows * table.step_row_s)
+        queue_wait_s = np.maximum(board.waits(now_s) - uplink_s, 0.0)
+        inference_s = table.prefill_base_s + task.prompt_tokens * table.prefill_token_s
+        inference_s += output_tokens * board.step_s
         if given:
             inference_s = given.inference_s(task, table.edges, inference_s)
         downlink_s = links.latency_s + (output_tokens * OUTPUT_BYTES_PER_TOKEN) * links.downlink_s_per_byte
@@ -53,6 +53,8 @@ class Estimator:
             quality = given.quality(task, table.edges, quality)
         cost = completion_time_s - (task.alpha * self.quality_scale) * quality
         columns = (uplink_s, queue_wait_s, inference_s, downlink_s, quality, completion_time_s, cost, outstanding)
+        if links.serve and board.all_have_room and task.deadline_at_s is None and not tried:
+            return CandidateTable(table.edges, CandidateColumns(*columns[:-1], outstanding.copy()), output_tokens), ()
 
         open_to_task = table.serves & links.present & (outstanding < table.room)
         if task.deadline_at_s is not None:

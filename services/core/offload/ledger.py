@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.core.offload.values import StepTimes, Work
-from services.core.offload.waits import MIN_TOKENS_LEFT, NO_WAIT, Remainder, WaitForecast, forecast, prefill_s, step_s
+from services.core.offload.waits import MIN_TOKENS_LEFT, NO_WAIT, Remainder, WaitForecast, forecast, step_s
 
 MAX_OTHER_TASKS = 64  # other brokers' sum is rolled forward in at most this many equal tasks
 
@@ -30,19 +30,18 @@ class LedgerEntry:
     forecast_at_s: float = 0.0
     forecast_with: Remainder | None = None  # what the edge's last forecast took this task to need
 
-    def remainder(self, times: StepTimes, rows: int, now_s: float) -> Remainder:
+    def remainder(self, times: StepTimes, token_s: float, now_s: float) -> Remainder:
         """Reading A11: predicted minus elapsed, never below a token. Tokens that were seen replace what was predicted of them."""
-        reading_s = prefill_s(times, self.prefill_tokens)
+        reading_s = times.prefill_base_s + times.prefill_token_s * self.prefill_tokens
         if self.anchor_at_s is None:
             return Remainder(reading_s, self.decode_tokens)
-        elapsed_s = max(now_s - self.anchor_at_s, 0.0)
+        elapsed_s = now_s - self.anchor_at_s if now_s > self.anchor_at_s else 0.0
         if self.output_tokens == 0:
             if elapsed_s < reading_s:
                 return Remainder(reading_s - elapsed_s, self.decode_tokens)
             elapsed_s -= reading_s
-        token_s = step_s(times, rows)
-        passed = elapsed_s / token_s if token_s > 0.0 else 0.0
-        return Remainder(0.0, max(self.decode_tokens - self.output_tokens - passed, MIN_TOKENS_LEFT))
+        left = self.decode_tokens - self.output_tokens - (elapsed_s / token_s if token_s > 0.0 else 0.0)
+        return Remainder(0.0, left if left > MIN_TOKENS_LEFT else MIN_TOKENS_LEFT)
 
     def as_forecast(self, times: StepTimes, rows: int, now_s: float) -> bool:
         """Whether the tokens seen by now are, to within one, those that the last forecast counted on."""
@@ -135,8 +134,9 @@ class Ledger:
             return NO_WAIT
         running: list[Remainder] = []
         waiting: list[Remainder] = []
+        times, token_s = queue.times, step_s(queue.times, queue.slots)
         for entry in queue.entries.values():
-            left = entry.remainder(queue.times, queue.slots, now_s)
+            left = entry.remainder(times, token_s, now_s)
             entry.forecast_at_s, entry.forecast_with = now_s, left
             (waiting if entry.anchor_at_s is None else running).append(left)
         return forecast([*running, *_split(others, queue.times), *waiting], queue.times, queue.slots)
@@ -158,9 +158,9 @@ class Ledger:
 
 def _work(queue: _EdgeQueue, now_s: float) -> Work:
     prefill_tokens = decode_tokens = 0.0
-    rows = min(queue.slots, len(queue.entries))
+    token_s = step_s(queue.times, min(queue.slots, len(queue.entries)))
     for entry in queue.entries.values():
-        left = entry.remainder(queue.times, rows, now_s)
+        left = entry.remainder(queue.times, token_s, now_s)
         prefill_tokens += entry.prefill_tokens if left.prefill_s > 0.0 else 0.0
         decode_tokens += left.decode_tokens
     return Work(len(queue.entries), prefill_tokens, decode_tokens)

@@ -25,6 +25,7 @@ class LinkColumns:
     """The links of one user region: to which edges there is one, and what it costs."""
 
     present: Mask
+    serve: bool  # every edge has a link and takes tasks
     latency_s: Column
     uplink_s_per_byte: Column
     downlink_s_per_byte: Column
@@ -43,6 +44,7 @@ class EdgeTable:
         self.room = np.array([max(edge.max_batch, 1) + edge.max_queue for edge in self.edges], dtype=np.float64)
         self.serves = np.array([edge.state in (EdgeState.READY, EdgeState.UPDATING) for edge in self.edges], dtype=np.bool_)
         self.available_at_s = np.array([seen_at_s + max(edge.unavailable_s, 0.0) for edge in self.edges])
+        self.all_available_at_s = float(self.available_at_s.max(initial=-np.inf))
         self.others_tasks = np.array([edge.others.num_tasks for edge in self.edges], dtype=np.float64)
         self.step_base_s, self.step_row_s, self.prefill_base_s, self.prefill_token_s = (np.empty(len(self.edges)) for _ in range(4))
         for i in range(len(self.edges)):
@@ -62,6 +64,7 @@ class EdgeTable:
             found = [self._link(edge, region) for edge in self.edges]
             columns = self._links[region] = LinkColumns(
                 np.array([link is not None for link in found], dtype=np.bool_),
+                bool(self.serves.all()) and None not in found,
                 np.array([link.latency_s if link else 0.0 for link in found]),
                 np.array([_per_byte(link.uplink_bytes_per_s) if link else 0.0 for link in found]),
                 np.array([_per_byte(link.downlink_bytes_per_s) if link else 0.0 for link in found]),
@@ -74,7 +77,11 @@ class EdgeTable:
         return edge.links.get(region) or edge.links.get(self._default_region)
 
     def quality(self, posterior: Mapping[str, float]) -> Column:
-        """Expected quality of each edge over the posterior of task types."""
+        """Expected quality of each edge over the posterior of task types; not to be written to."""
+        if len(posterior) == 1:
+            ((task_type, share),) = posterior.items()
+            if share == 1.0:
+                return self._quality_of(task_type)
         expected = np.zeros(len(self.edges))
         for task_type, share in posterior.items():
             expected += share * self._quality_of(task_type)

@@ -5,10 +5,8 @@ The four coefficients of `StepTimes` are scaled by their published values, so th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from services.core.offload.values import StepTimes
 
@@ -20,18 +18,20 @@ MAX_INNOVATION = 2.0  # a hiccup counts at most as three times the predicted tim
 RESTART_RATIO = 1.4  # published values that moved further than this replace what was learnt
 TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS = 32, 8
 
-_WALK = WALK_SD**2 * np.eye(4)
+Four = tuple[float, float, float, float]  # one number for each coefficient: prefill base, prefill token, step base, step row
 
 
 @dataclass(slots=True)
 class _State:
     published: StepTimes
-    reference: NDArray[np.float64]  # (4,) seconds that one unit of each coefficient stands for
-    coefficients: NDArray[np.float64]  # (4,) in units of `reference`
-    covariance: NDArray[np.float64]  # (4, 4)
+    reference: Four  # seconds that one unit of each coefficient stands for
+    coefficients: Four  # in units of `reference`, none below 0
+    covariance: tuple[Four, Four, Four, Four]
 
 
 class StepTimePredictor:
+    """Four numbers at a time are too few for arrays to pay: plain arithmetic takes a third of the time."""
+
     def __init__(self) -> None:
         self._states: dict[str, _State] = {}
 
@@ -43,8 +43,8 @@ class StepTimePredictor:
         if _moved(state.published, published):
             del self._states[edge_id]
             return published
-        prefill_base_s, prefill_token_s, step_base_s, step_row_s = (np.maximum(state.coefficients, 0.0) * state.reference).tolist()
-        return StepTimes(step_base_s, step_row_s, prefill_base_s, prefill_token_s)
+        (c0, c1, c2, c3), (r0, r1, r2, r3) = state.coefficients, state.reference
+        return StepTimes(step_base_s=c2 * r2, step_row_s=c3 * r3, prefill_base_s=c0 * r0, prefill_token_s=c1 * r1)
 
     def observe(self, edge_id: str, published: StepTimes, prompt_tokens: int, output_tokens: int, rows: float, inference_s: float) -> None:
         """`rows`: tasks in the batch while this one ran, averaged."""
@@ -53,22 +53,55 @@ class StepTimePredictor:
         state = self._states.get(edge_id)
         if state is None:
             state = self._states[edge_id] = _start(published)
-        features = np.array([1.0, prompt_tokens, output_tokens, output_tokens * rows]) * state.reference
-        predicted_s = max(float(features.dot(np.maximum(state.coefficients, 0.0))), 1e-6)
-        relative = features / predicted_s
+        r0, r1, r2, r3 = state.reference
+        features = (r0, prompt_tokens * r1, output_tokens * r2, output_tokens * rows * r3)
+        predicted_s = max(_dot(features, state.coefficients), 1e-6)
+        relative = _scaled(features, 1.0 / predicted_s)
         innovation = min(inference_s / predicted_s - 1.0, MAX_INNOVATION)
-        row = relative.dot(state.covariance)
-        gain = state.covariance.dot(relative) / (NOISE_SD**2 + row.dot(relative))
-        state.coefficients = np.maximum(state.coefficients + gain * innovation, 0.0)
-        covariance = state.covariance - gain[:, None] * row + _WALK
-        shrink = np.sqrt(np.minimum(1.0, PRIOR_SD**2 / np.maximum(covariance.diagonal(), 1e-12)))
-        state.covariance = covariance * (shrink[:, None] * shrink)
+        p0, p1, p2, p3 = state.covariance
+        row = (_dot(p0, relative), _dot(p1, relative), _dot(p2, relative), _dot(p3, relative))
+        g0, g1, g2, g3 = gain = _scaled(row, 1.0 / (NOISE_SD**2 + _dot(row, relative)))
+        c0, c1, c2, c3 = _moved_by(state.coefficients, gain, innovation)
+        state.coefficients = (max(c0, 0.0), max(c1, 0.0), max(c2, 0.0), max(c3, 0.0))
+        state.covariance = _bounded((_moved_by(p0, row, -g0), _moved_by(p1, row, -g1), _moved_by(p2, row, -g2), _moved_by(p3, row, -g3)))
+
+
+def _dot(one: Four, other: Four) -> float:
+    return one[0] * other[0] + one[1] * other[1] + one[2] * other[2] + one[3] * other[3]
+
+
+def _scaled(values: Four, factor: float) -> Four:
+    return values[0] * factor, values[1] * factor, values[2] * factor, values[3] * factor
+
+
+def _moved_by(values: Four, steps: Four, factor: float) -> Four:
+    return values[0] + steps[0] * factor, values[1] + steps[1] * factor, values[2] + steps[2] * factor, values[3] + steps[3] * factor
+
+
+def _bounded(covariance: tuple[Four, Four, Four, Four]) -> tuple[Four, Four, Four, Four]:
+    """With the walk of one task added, and no coefficient less certain than at the start."""
+    (a, b, c, d), (_, e, f, g), (_, _, h, i), (_, _, _, j) = covariance
+    a, e, h, j = a + _WALK, e + _WALK, h + _WALK, j + _WALK
+    s0, s1, s2, s3 = _shrink(a), _shrink(e), _shrink(h), _shrink(j)
+    b, c, d, f, g, i = b * s0 * s1, c * s0 * s2, d * s0 * s3, f * s1 * s2, g * s1 * s3, i * s2 * s3
+    a, e, h, j = a * s0 * s0, e * s1 * s1, h * s2 * s2, j * s3 * s3
+    return (a, b, c, d), (b, e, f, g), (c, f, h, i), (d, g, i, j)
+
+
+def _shrink(variance: float) -> float:
+    return PRIOR_SD / math.sqrt(variance) if variance > PRIOR_SD**2 else 1.0
+
+
+_WALK = WALK_SD**2
 
 
 def _start(published: StepTimes) -> _State:
-    values = np.array([published.prefill_base_s, published.prefill_token_s, published.step_base_s, published.step_row_s])
-    reference = values.clip(min=MIN_COEFFICIENT_S)
-    return _State(published, reference, values / reference, PRIOR_SD**2 * np.eye(4))
+    values = (published.prefill_base_s, published.prefill_token_s, published.step_base_s, published.step_row_s)
+    r0, r1, r2, r3 = (max(value, MIN_COEFFICIENT_S) for value in values)
+    v0, v1, v2, v3 = values
+    v = PRIOR_SD**2
+    certain = ((v, 0.0, 0.0, 0.0), (0.0, v, 0.0, 0.0), (0.0, 0.0, v, 0.0), (0.0, 0.0, 0.0, v))
+    return _State(published, (r0, r1, r2, r3), (v0 / r0, v1 / r1, v2 / r2, v3 / r3), certain)
 
 
 def _typical_s(times: StepTimes) -> float:
