@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loadgen.cli import certs, demo, edges, explain, infer, merge, profile, replay, serve, simulate, status, topics, up
+from loadgen.cli import bench, certs, demo, edges, explain, infer, merge, profile, replay, serve, simulate, status, topics, up
 
 app = typer.Typer(
     name="moedge",
@@ -26,5 +26,6 @@ app.command()(merge.merge)
 app.command()(profile.profile)
 app.command()(topics.topics)
 app.command()(certs.certs)
+app.add_typer(bench.app, name="bench")
 app.add_typer(edges.app, name="edges")
 app.add_typer(serve.app, name="serve")

@@ -199,13 +199,13 @@ class Worker:
             interval_s=settings.report_interval_s,
         )
         self._run("batch loop", loop.run)
+        self._parts = parts  # before anybody is told where it is: tasks come at once
         self._run("registry entry", lambda: presence.run(self._registry, self._clock, settings.entry_interval_s))
         self._run("activation reports", reports.run)
         self._run("task closing", closer.run)
         self._run("measuring", IdleMeasuring(loop, updater, edge.max_batch, max_prompt_tokens, edge.speed, self._clock).run)
         self._run("health", lambda: self._tell_health(health, parts))
         await presence.publish(self._registry)
-        self._parts = parts
         await health.serving()
         stack.push_async_callback(self._leave, grpc_server, health, parts)
         logger.info("serving %s at %s", first.manifest.version, self._address, extra={"edge_id": edge.name})

@@ -28,6 +28,8 @@ ALL_BACK_S = 5.0  # from the first edge's readiness to every call being answered
 REFUSED_WITHIN_S = 0.1
 EVENTS_WITHIN_S = 30.0
 SHARE_WITHIN_S = 15.0
+# A task takes 10 to 20 ms of processor: a tenth of it only doubles what its user waits, no more than the way to another edge costs.
+SLOW_RATIO = 40.0
 NEAR_LARGE: dict[str, Any] = {"regions": ("east",), "alpha": 0.001}  # users whom no better answer keeps at a slow edge
 OURS = ("merger", "controller", "broker", *WORKERS)  # that end with 0 when they are told to
 ENDED_BY_SIGTERM = 143  # what a Java process says of it
@@ -273,7 +275,7 @@ async def test_13_a_slow_or_frozen_edge_gets_little(scenarios, stack, counts, ki
         worker = stack.container("worker-large")
         edge_id = (await entry_of(stack, worker)).edge_id
         await run.wait(3.0)
-        fault = slowed(stack, worker) if kind == "slow" else paused(stack, "worker-large")
+        fault = slowed(stack, worker, SLOW_RATIO) if kind == "slow" else paused(stack, "worker-large")
         async with run.during(fault, settles_s=10.0):
             await run.wait(5.0)
             settled_at_s = run.now_s()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from loadgen.bench.simulator import measure
 from loadgen.cli.main import app
 from loadgen.simulator.comparison import arms, compare
 from loadgen.simulator.figures import figures, finished_tasks, interval
@@ -237,3 +238,12 @@ def test_portfolio_beats_jtom_where_the_mix_changes():
         for trigger in ("jtom", "portfolio"):
             told.setdefault(trigger, []).append(figures(simulate(made, load, "onto", trigger, seed), made.quality_scale).positive_cost)
     assert sum(told["portfolio"]) < sum(told["jtom"])
+
+
+def test_the_benchmark_measures_ours_and_simpy_in_one_run():
+    told = measure(1, (10,), lambda _: None)
+    assert told.ratio_simpy == pytest.approx(told.tasks_per_s / told.simpy_tasks_per_s)
+    assert set(told.task_s_by_edges) == {10}
+    assert min(told.tasks_per_s, told.without_updates, told.round_robin) > 0.0
+    ran = CliRunner().invoke(app, ["bench", "--help"])
+    assert "simulator" in ran.output

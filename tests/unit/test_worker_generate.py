@@ -7,10 +7,11 @@ import asyncio
 import grpc
 import pytest
 
-from moedge.v1 import inference_pb2, worker_pb2
+from moedge.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from services.runtime.events import read_activations
-from services.runtime.net import open_stream
+from services.runtime.net import channel, open_stream
 from services.runtime.status import failure_of
+from services.runtime.store import open_redis
 from tests.unit.serving_builders import PROMPT, budget_of, eventually, make_edge, running_merger, running_site
 
 
@@ -203,3 +204,32 @@ async def test_leaving_lets_tasks_in_flight_finish(shared, tmp_path):
             leaving = asyncio.create_task(site.worker.__aexit__(None, None, None))
             assert (await task).output_tokens == 60
             await leaving
+
+
+class Reading:
+    """Redis as a broker with no time to lose reads it: whoever an entry tells of is asked at once."""
+
+    def __init__(self, redis):
+        self._redis = redis
+        self.statuses = []
+
+    def __getattr__(self, name):
+        return getattr(self._redis, name)
+
+    async def set(self, key, value, **options):
+        if not self.statuses:
+            entry = worker_pb2.EdgeEntry.FromString(value)
+            async with channel(entry.address) as connection:
+                stub = worker_pb2_grpc.WorkerServiceStub(connection)
+                self.statuses.append(await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=5))
+        return await self._redis.set(key, value, **options)
+
+
+async def test_an_edge_takes_tasks_from_the_moment_in_which_its_first_entry_is_written(shared, tmp_path):
+    redis = open_redis(None)
+    reading = Reading(redis)
+    async with running_merger(shared) as merger:
+        edge = make_edge(budget_of(merger, 12))
+        async with running_site(tmp_path, merger.address, edge, redis=reading):
+            assert {status.entry.edge_id for status in reading.statuses} == {"small"}
+    await redis.aclose()

@@ -1,0 +1,68 @@
+"""`moedge bench`: ours beside the alternative in one run. Prints figures and ratios; asserts nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loadgen.cli import options
+from loadgen.cli.console import CommandError, command, print_json, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from loadgen.bench.simulator import SimulatorFigures
+
+app = typer.Typer(no_args_is_help=True, help="Measure ours beside the alternative, in one run.")
+
+
+@app.callback()
+def bench() -> None:
+    """A group, so that the benchmark is always named."""
+
+
+@app.command()
+@command
+def simulator(
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
+    most_edges: Annotated[int, typer.Option(min=10, help="The cost of a task is measured up to so many edges.")] = 1000,
+    json: options.Json = False,
+) -> None:
+    """Tasks a second of the simulator on one core, beside a SimPy model of the same servers."""
+    try:
+        from loadgen.bench.simulator import SCALES, measure
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error.name} is not installed: pip install 'moedge[dev]'") from error
+
+    console = stderr()
+    figures = measure(rounds, tuple(n for n in SCALES if n <= most_edges), lambda what: console.print(f"[dim]{what}[/dim]"))
+    if json:
+        print_json(as_json(figures))
+    else:
+        _print(figures)
+
+
+def as_json(figures: SimulatorFigures) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "tasks_per_s": figures.tasks_per_s,
+        "slowest_tasks_per_s": figures.slowest,
+        "fastest_tasks_per_s": figures.fastest,
+        "simpy_tasks_per_s": figures.simpy_tasks_per_s,
+        "ratio_simpy": figures.ratio_simpy,
+        "without_updates_tasks_per_s": figures.without_updates,
+        "round_robin_tasks_per_s": figures.round_robin,
+        "task_s_by_edges": {str(n): value for n, value in figures.task_s_by_edges.items()},
+    }
+
+
+def _print(figures: SimulatorFigures) -> None:
+    console = stdout()
+    rows = [
+        ("ONTO and JTOM, activations on", f"{figures.tasks_per_s:,.0f}", f"{figures.slowest:,.0f} to {figures.fastest:,.0f}"),
+        ("ONTO without updates", f"{figures.without_updates:,.0f}", ""),
+        ("round robin without updates", f"{figures.round_robin:,.0f}", ""),
+        ("SimPy: round robin, no predictions", f"{figures.simpy_tasks_per_s:,.0f}", f"ours is {figures.ratio_simpy:.2f} of it"),
+    ]
+    console.print(table("20 edges, on one core", ("what", "tasks/s", ""), rows))
+    scales = [(str(n), f"{value * 1e6:.0f}") for n, value in figures.task_s_by_edges.items()]
+    console.print(table("Cost of a task", ("edges", "µs"), scales))
