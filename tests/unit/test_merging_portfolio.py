@@ -77,6 +77,7 @@ class Fleet:
         self.rng = np.random.default_rng(11)
         self.models = {}
         self.deploys = True
+        self.pinned: set[str] = set()
         for edge_id, task_type in first.items():
             self.deploy(edge_id, pure(task_type), 0.0)
             self.engine.describe(edge_id, make_service())
@@ -96,7 +97,7 @@ class Fleet:
                     counts = draw_counts(self.rng, PROFILES, {t: n / num_tasks for t, n in tasks.items()}, num_tasks)
                     version = self.engine.deployed_version(edge_id) or ""
                     self.engine.observe(ActivationWindow(edge_id, version, counts, num_tasks, now_s - 10.0, now_s), now_s)
-            for edge_id in sorted(self.models):
+            for edge_id in sorted(self.models.keys() - self.pinned):
                 request = self.engine.check(edge_id, now_s)
                 if request is not None:
                     asked.append((now_s, edge_id, dict(request.mix)))
@@ -164,3 +165,22 @@ def test_an_edge_of_which_nothing_is_known_is_not_decided_about():
     assert fleet.told("a")[0] == "skip"
     assert "not known" in fleet.told("a")[1]
     assert fleet.models["b"] == pure("pronoun")
+
+
+def test_tasks_of_an_edge_that_is_not_checked_count_and_it_holds_up_nobody():
+    """A pinned edge keeps its model and its counts: the others learn what it does not know."""
+    fleet = Fleet({"a": "facts", "b": "facts"})
+    fleet.pinned = {"a"}
+    fleet.serve({"facts": 0.5, "pick": 0.5}, 4.0, 0.0, 80.0)
+    assert fleet.models == {"a": pure("facts"), "b": pure("pick")}
+
+
+def test_averages_of_a_process_before_this_one_start_anew():
+    first = Fleet({"a": "facts", "b": "facts"})
+    first.serve({"facts": 1.0}, 4.0, 1e6, 1e6 + 60.0)
+    second = Fleet({"a": "facts", "b": "facts"})
+    for edge_id in ("a", "b"):
+        second.engine.restore(edge_id, first.engine.dump(edge_id, 1e6 + 60.0), 0.0)
+        second.engine.describe(edge_id, make_service())
+    second.serve({"facts": 0.5, "pick": 0.5}, 4.0, 0.0, 60.0)
+    assert sorted(next(iter(model)) for model in second.models.values()) == ["facts", "pick"]

@@ -117,7 +117,7 @@ class MergeEngine:
         if edge.asked is not None or now_s < edge.trigger.due_at_s:
             return None
         if isinstance(self._trigger, FleetTrigger):
-            state, decision = self._trigger.check_in_fleet(edge_id, edge.window, self._fleet(), now_s)
+            state, decision = self._trigger.check_in_fleet(edge_id, self._fleet(), now_s)
         else:
             state, decision = self._trigger.check(edge.trigger, edge.window, now_s)
         asked = decision.evidence if decision.action == "update" else None
@@ -196,7 +196,12 @@ class MergeEngine:
 
     def _fleet(self) -> Mapping[str, Member]:
         return {
-            edge_id: Member(edge.trigger, self._services.get(edge_id), self._asked_mix.get(edge_id) if edge.asked is not None else None)
+            edge_id: Member(
+                edge.trigger,
+                edge.window,
+                self._services.get(edge_id),
+                self._asked_mix.get(edge_id) if edge.asked is not None else None,
+            )
             for edge_id, edge in sorted(self._edges.items())
         }
 

@@ -62,9 +62,11 @@ class EdgeService:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """`asked`: what an update under way will make of it. Without `service` nothing is known of how it serves."""
+    """`window` holds what was counted since its last check. `asked`: what an update under way will make of it. Without `service` nothing is
+    known of how it serves."""
 
     state: TriggerState
+    window: CountWindow
     service: EdgeService | None = None
     asked: Mapping[str, float] | None = None
 
@@ -87,9 +89,9 @@ def candidate_mixes(task_types: Sequence[str]) -> tuple[Mapping[str, float], ...
 class FleetTrigger(Protocol):
     """What a merge trigger also has when it decides about an edge in view of all others."""
 
-    def check_in_fleet(
-        self, edge_id: str, window: CountWindow, fleet: Mapping[str, Member], now_s: float
-    ) -> tuple[TriggerState, TriggerDecision]: ...
+    def check_in_fleet(self, edge_id: str, fleet: Mapping[str, Member], now_s: float) -> tuple[TriggerState, TriggerDecision]:
+        """Called like `check`, of one edge of the fleet."""
+        ...
 
 
 def fleet_cost(

@@ -27,10 +27,14 @@ from services.core.merging.triggers._base import TriggerDecision, TriggerState
 from services.core.merging.values import Mix
 from services.core.merging.windows import CountWindow
 
+STALE = 3.0  # an edge whose averages are older than so many intervals is not being checked
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """`interval_s` between two checks of an edge; `quality_scale` as at the broker."""
+    """`interval_s` between two checks of an edge; demand is averaged over `memory_s`, or over `recent_s` where that differs from it by more
+    than `surprise` standard deviations; an update has to pay in `horizon_s` and save `min_gain_s` a task. `quality_scale`: the broker's.
+    """
 
     interval_s: float = 10.0
     recent_s: float = 40.0
@@ -57,21 +61,20 @@ class Trigger:
 
     def check(self, state: TriggerState, window: CountWindow, now_s: float) -> tuple[TriggerState, TriggerDecision]:
         """An edge of which nobody says how it serves, or beside whom."""
-        return self.check_in_fleet("", window, {"": Member(state)}, now_s)
+        return self.check_in_fleet("", {"": Member(state, window)}, now_s)
 
-    def check_in_fleet(
-        self, edge_id: str, window: CountWindow, fleet: Mapping[str, Member], now_s: float
-    ) -> tuple[TriggerState, TriggerDecision]:
+    def check_in_fleet(self, edge_id: str, fleet: Mapping[str, Member], now_s: float) -> tuple[TriggerState, TriggerDecision]:
         me = fleet[edge_id]
-        state = self._counted(me.state, window, now_s)
+        window, state = me.window, self._counted(me.state, me.window, now_s)
         fleet = {**fleet, edge_id: replace(me, state=state)}
         shift = activation_shift(window.frequencies, state.deployed.reference, window.counts, 1).value if window.num_tasks else 0.0
         services = {name: member.service for name, member in fleet.items() if member.service is not None}
         if me.service is None or not me.service.prospects:
             return state, self._told("skip", "how this edge serves is not known yet", shift, window)
         types = sorted(me.service.prospects[0].quality)
-        rates = self._demand(fleet, types)
-        if any(not member.state.memory for member in fleet.values()) or rates.sum() <= 0.0:
+        rates = self._demand(fleet, types, now_s)
+        is_first = not me.state.memory and len(services) > 1  # first checks come together, so what the others count is known at the second
+        if is_first or rates.sum() <= 0.0:
             return state, self._told("skip", "the demand of the fleet is not known yet", shift, window)
         best, gain_s, loss_s = self._best(edge_id, me.service, fleet, services, types, rates)
         if best is None:
@@ -89,23 +92,32 @@ class Trigger:
         profiles = state.deployed.profiles
         if not profiles:
             return later
-        shares = explain(window.counts, profiles, self.grid).shares if window.num_tasks else {}
-        known = len(state.memory) == 3 and len(state.memory[0]) == len(profiles) and state.memory[2][0] < now_s
-        elapsed_s = now_s - state.memory[2][0] if known else self.interval_s
-        seen = tuple(window.num_tasks * shares.get(t, 0.0) / elapsed_s for t in sorted(profiles))
-        newer, older = (
-            _averaged(then, seen, elapsed_s / memory_s)
-            for then, memory_s in zip(state.memory[:2] if known else (seen, seen), (self.recent_s, self.memory_s), strict=True)
-        )
+        elapsed_s = _age_s(state, now_s)
+        if not 0.0 < elapsed_s <= self.memory_s or len(state.memory[0]) != len(profiles):
+            seen = _seen(window, profiles, self.interval_s, self.grid)
+            return replace(later, memory=(seen, seen, (now_s,)))
+        seen = _seen(window, profiles, elapsed_s, self.grid)
+        newer, older = (_averaged(state.memory[row], seen, elapsed_s / over_s) for row, over_s in ((0, self.recent_s), (1, self.memory_s)))
         return replace(later, memory=(newer, older, (now_s,)))
 
-    def _demand(self, fleet: Mapping[str, Member], types: list[str]) -> NDArray[np.float64]:
+    def _demand(self, fleet: Mapping[str, Member], types: list[str], now_s: float) -> NDArray[np.float64]:
         """Tasks a second by task type: over `memory_s`, unless what is recent differs by more than chance explains."""
-        recent, usual = (np.sum([_rates(member.state, types, row) for member in fleet.values()], axis=0) for row in (0, 1))
+        recent, usual = (np.sum([self._rates(member, types, row, now_s) for member in fleet.values()], axis=0) for row in (0, 1))
         spread = np.sqrt(np.maximum(usual, 1.0 / self.recent_s) / (2.0 * self.recent_s))
         changed = bool((np.abs(recent - usual) > self.surprise * spread).any())
         demand: NDArray[np.float64] = recent if changed else usual
         return demand
+
+    def _rates(self, member: Member, types: list[str], row: int, now_s: float) -> NDArray[np.float64]:
+        """Of one edge: its averages, or for an edge that is not checked (pinned, draining) what has been counted there."""
+        state, reports = member.state, member.window.reports
+        told: tuple[float, ...] = ()
+        if _age_s(state, now_s) <= STALE * self.interval_s:
+            told = state.memory[row]
+        elif reports:
+            told = _seen(member.window, state.deployed.profiles, max(now_s - reports[0].start_at_s, self.interval_s), self.grid)
+        known = dict(zip(sorted(state.deployed.profiles), told, strict=False))
+        return np.array([known.get(t, 0.0) for t in types])
 
     def _best(
         self,
@@ -141,10 +153,16 @@ def _averaged(then: tuple[float, ...], now: tuple[float, ...], ages: float) -> t
     return tuple(old + weight * (new - old) for old, new in zip(then, now, strict=True))
 
 
-def _rates(state: TriggerState, types: list[str], row: int) -> NDArray[np.float64]:
-    """Tasks a second by task type, as far as is known."""
-    known = dict(zip(sorted(state.deployed.profiles), state.memory[row], strict=False)) if state.memory else {}
-    return np.array([known.get(t, 0.0) for t in types])
+def _age_s(state: TriggerState, now_s: float) -> float:
+    """Since the averages were last brought up to date; endless where there are none, or on the clock of a process before this one."""
+    age_s = now_s - state.memory[2][0] if len(state.memory) == 3 else math.inf
+    return age_s if age_s >= 0.0 else math.inf
+
+
+def _seen(window: CountWindow, profiles: Mapping[str, NDArray[np.float64]], elapsed_s: float, grid: int) -> tuple[float, ...]:
+    """Tasks a second by task type, sorted."""
+    shares = explain(window.counts, profiles, grid).shares if window.num_tasks and profiles else {}
+    return tuple(window.num_tasks * shares.get(t, 0.0) / elapsed_s for t in sorted(profiles))
 
 
 def _named(mix: Mapping[str, float]) -> str:
