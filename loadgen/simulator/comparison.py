@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from signal import SIG_IGN, SIGINT, signal
 
 from loadgen.simulator.errors import SimulationInputError
 from loadgen.simulator.figures import Figures, Interval, figures, interval, over_seeds
@@ -43,8 +48,8 @@ class Comparison:
         return over_seeds(self.runs[arm])
 
     def best_baseline(self) -> str | None:
-        """Of the seven, in their strongest form, the one with the lowest mean positive cost; None where none of them ran."""
-        ran = [baseline.name for baseline in strongest() if baseline.name in self.runs]
+        """Of the seven, as they ran, the one with the lowest mean positive cost; None where none of them did."""
+        ran = [name for name in SEVEN if name in self.runs]
         return min(ran, key=lambda name: self.summary(name)["positive_cost"].mean, default=None)
 
     def paired(self, arm: str, other: str, figure: str) -> Interval:
@@ -74,18 +79,33 @@ def strongest() -> tuple[Arm, ...]:
 
 
 def compare(
-    scenario: Scenario, chosen: Sequence[Arm], seeds: Sequence[int], tell: Tell, trace_arrival_s: Instants | None = None
+    scenario: Scenario, chosen: Sequence[Arm], seeds: Sequence[int], tell: Tell, trace_arrival_s: Instants | None = None, jobs: int = 1
 ) -> Comparison:
-    runs: dict[str, list[Figures]] = {arm.name: [] for arm in chosen}
-    for done, seed in enumerate(seeds):
-        load = draw_load(scenario, seed, trace_arrival_s)
-        for n, arm in enumerate(chosen):
-            tell(f"{arm.name}, seed {seed}, {len(load)} tasks", done * len(chosen) + n, len(seeds) * len(chosen))
-            outcome = simulate(scenario, load, arm.policy, arm.trigger, seed)
-            if not outcome.completed.any():
-                raise SimulationInputError(f"{scenario.name}: {arm.name} completed no task; give the edges a larger max_queue or a link")
-            runs[arm.name].append(figures(outcome, scenario.quality_scale))
+    """`jobs` runs at a time, each in a process of its own where there are several; what comes out does not depend on it."""
+    pairs = [(arm, seed) for seed in seeds for arm in chosen]
+    jobs = min(jobs, len(pairs))
+    with ExitStack() as stack:
+        run = partial(_run, scenario, trace_arrival_s)
+        if jobs > 1:
+            # Not forked: a process that has threads (of numpy's, say) does not fork well. Ctrl-C is for this one, which ends the others.
+            pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=signal, initargs=(SIGINT, SIG_IGN))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            told = pool.map(run, pairs)
+        else:
+            told = map(run, pairs)
+        runs: dict[str, list[Figures]] = {arm.name: [] for arm in chosen}
+        for n, (arm, seed) in enumerate(pairs):
+            tell(f"{arm.name}, seed {seed}", n, len(pairs))
+            runs[arm.name].append(next(told))
     return Comparison(scenario.name, tuple(seeds), {name: tuple(of_arm) for name, of_arm in runs.items()})
+
+
+def _run(scenario: Scenario, trace_arrival_s: Instants | None, pair: tuple[Arm, int]) -> Figures:
+    arm, seed = pair
+    outcome = simulate(scenario, draw_load(scenario, seed, trace_arrival_s), arm.policy, arm.trigger, seed)
+    if not outcome.completed.any():
+        raise SimulationInputError(f"{scenario.name}: {arm.name} completed no task; give the edges a larger max_queue or a link")
+    return figures(outcome, scenario.quality_scale)
 
 
 def _known(given: Sequence[str], registered: Sequence[str], kind: str, others: Sequence[str] = ()) -> list[str]:

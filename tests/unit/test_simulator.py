@@ -123,8 +123,8 @@ def test_the_broker_may_not_know_task_types_and_scores_may_be_drawn():
 
 
 def test_the_json_of_the_same_seeds_is_the_same_byte_for_byte_and_has_the_promised_keys():
-    arguments = ["simulate", "drift", "--policies", "onto,random", "--seeds", "2", "--duration", "60", "--json"]
-    first, second = (CliRunner().invoke(app, arguments) for _ in range(2))
+    arguments = ["simulate", "drift", "--policies", "onto,random", "--seeds", "2", "--duration", "60", "--json", "--jobs"]
+    first, second = (CliRunner().invoke(app, [*arguments, jobs]) for jobs in ("1", "2"))
     assert first.exit_code == 0
     assert first.stdout == second.stdout
     told = json.loads(first.stdout)
