@@ -35,7 +35,8 @@ for command in ("up", "replay"):
 SIMULATE = """
 from typer.testing import CliRunner
 from loadgen.cli.main import app
-told = CliRunner().invoke(app, ["simulate", "stationary", "--policies", "good_enough,onto", "--seeds", "1", "--duration", "20", "--json"])
+arguments = ["--policies", "good_enough,onto", "--seeds", "1", "--duration", "20", "--jobs", "1", "--json"]
+told = CliRunner().invoke(app, ["simulate", "stationary", *arguments])
 assert told.exit_code == 0, told.output
 assert "good_enough" in told.stdout, told.stdout
 """
