@@ -20,7 +20,7 @@ from loadgen.simulator.simulation import simulate
 from loadgen.simulator.stated import StatedModel, StatedOptions
 
 STEP_S, PER_EDGE_PER_S = 0.01, 12.0
-EDGES, TASKS, LEAST_TASKS, TASKS_PER_EDGE = 20, 20_000, 10_000, 60
+EDGES, TASKS, TASKS_PER_EDGE = 20, 20_000, 60
 SCALES = (10, 30, 100, 300, 1000)  # edges
 
 Tell = Callable[[str], None]
@@ -30,6 +30,7 @@ Tell = Callable[[str], None]
 class SimulatorFigures:
     """Tasks a second of CPU time: medians of the rounds, with the slowest and fastest of ours."""
 
+    num_edges: int  # of all but `task_s_by_edges`
     tasks_per_s: float
     slowest: float
     fastest: float
@@ -43,25 +44,26 @@ class SimulatorFigures:
         return self.tasks_per_s / self.simpy_tasks_per_s
 
 
-def measure(rounds: int, scales: tuple[int, ...], tell: Tell) -> SimulatorFigures:
+def measure(rounds: int, scales: tuple[int, ...], tell: Tell, num_tasks: int = TASKS) -> SimulatorFigures:
     """Ours and SimPy in turn, so that both see the same machine."""
     ours, others = [], []
     for n in range(rounds):
-        tell(f"round {n + 1} of {rounds}: {EDGES} edges, {TASKS} tasks")
-        ours.append(1.0 / ours_s(EDGES, TASKS))
-        others.append(1.0 / simpy_s(EDGES, TASKS))
+        tell(f"round {n + 1} of {rounds}: {EDGES} edges, {num_tasks} tasks")
+        ours.append(1.0 / ours_s(EDGES, num_tasks))
+        others.append(1.0 / simpy_s(EDGES, num_tasks))
     told = {}
     for num_edges in scales:
         tell(f"{num_edges} edges")
-        told[num_edges] = ours_s(num_edges, max(LEAST_TASKS, TASKS_PER_EDGE * num_edges))
+        told[num_edges] = ours_s(num_edges, max(num_tasks // 2, TASKS_PER_EDGE * num_edges))
     tell("without updates, and round robin")
     return SimulatorFigures(
+        num_edges=EDGES,
         tasks_per_s=statistics.median(ours),
         slowest=min(ours),
         fastest=max(ours),
         simpy_tasks_per_s=statistics.median(others),
-        without_updates=1.0 / ours_s(EDGES, TASKS, "onto", "never"),
-        round_robin=1.0 / ours_s(EDGES, TASKS, "round_robin", "never"),
+        without_updates=1.0 / ours_s(EDGES, num_tasks, "onto", "never"),
+        round_robin=1.0 / ours_s(EDGES, num_tasks, "round_robin", "never"),
         task_s_by_edges=told,
     )
 

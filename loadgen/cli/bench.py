@@ -44,6 +44,7 @@ def simulator(
 def as_json(figures: SimulatorFigures) -> dict[str, object]:
     return {
         "schema_version": 1,
+        "num_edges": figures.num_edges,
         "tasks_per_s": figures.tasks_per_s,
         "slowest_tasks_per_s": figures.slowest,
         "fastest_tasks_per_s": figures.fastest,
@@ -63,6 +64,6 @@ def _print(figures: SimulatorFigures) -> None:
         ("round robin without updates", f"{figures.round_robin:,.0f}", ""),
         ("SimPy: round robin, no predictions", f"{figures.simpy_tasks_per_s:,.0f}", f"ours is {figures.ratio_simpy:.2f} of it"),
     ]
-    console.print(table("20 edges, on one core", ("what", "tasks/s", ""), rows))
+    console.print(table(f"{figures.num_edges} edges, on one core", ("what", "tasks/s", ""), rows))
     scales = [(str(n), f"{value * 1e6:.0f}") for n, value in figures.task_s_by_edges.items()]
     console.print(table("Cost of a task", ("edges", "µs"), scales))

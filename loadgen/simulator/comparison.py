@@ -48,8 +48,8 @@ class Comparison:
         return over_seeds(self.runs[arm])
 
     def best_baseline(self) -> str | None:
-        """Of the seven, as they ran, the one with the lowest mean positive cost; None where none of them did."""
-        ran = [name for name in SEVEN if name in self.runs]
+        """Of the arms of the seven, with whatever update rule they ran, the one with the lowest mean positive cost; None without any."""
+        ran = [name for name in self.runs if name.partition("+")[0] in SEVEN]
         return min(ran, key=lambda name: self.summary(name)["positive_cost"].mean, default=None)
 
     def paired(self, arm: str, other: str, figure: str) -> Interval:

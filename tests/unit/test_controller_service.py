@@ -1,85 +1,25 @@
 """The controller in-process on virtual time: real gRPC to a fake merger and a fake worker, the in-memory event log, fakeredis."""
 
-from contextlib import AsyncExitStack, asynccontextmanager
-
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from moedge.v1 import worker_pb2
-from services.controller.service import Controller
-from services.controller.settings import ControllerSettings
-from services.runtime.clock import SystemClock, VirtualClock
+from services.runtime.clock import SystemClock
 from services.runtime.codec import seconds
-from services.runtime.eventlog import ACTIVATIONS, MERGE_EVENTS, OutboxFullError, Record
-from services.runtime.eventlog_memory import MemoryBroker, MemoryEventLog
-from services.runtime.events import EventWriter, kind_word, read_merge
+from services.runtime.eventlog import ACTIVATIONS, OutboxFullError, Record
+from services.runtime.eventlog_memory import MemoryEventLog
+from services.runtime.events import EventWriter, kind_word
 from services.runtime.net import channel
 from services.runtime.status import RpcFailure, budget_too_small, data_loss, failed_precondition
-from services.runtime.store import EdgeRegistry, TriggerStore, open_redis
-from tests.fakes.controller_worker import FakeControllerWorker
-from tests.fakes.merger import FakeMerger
+from services.runtime.store import EdgeRegistry, TriggerStore
 from tests.fakes.waiting import until
-from tests.unit.merging_builders import make_profiles, per_task
-
-PROFILES = per_task(make_profiles(3, num_layers=6, num_experts=16, tokens_per_task=40))
-MIX = {"facts": 0.6, "pick": 0.4}
-OTHER = {"pronoun": 1.0}
-FAR_S = 1e9  # the controller's own loop ticks once; tests tick
-
-
-async def reports_arrive():
-    """The in-memory log hands records over within a few turns of the loop; fakeredis takes a few more."""
-    for _ in range(20):
-        await SystemClock().sleep(0.001)
-
-
-class Fleet:
-    """A merger, a worker and the shared stores; controllers come and go."""
-
-    def __init__(self, clock, broker, redis, merger, worker):
-        self.clock, self.broker, self.redis = clock, broker, redis
-        self.merger, self.worker = merger, worker
-
-    def settings(self, **overrides):
-        return ControllerSettings(
-            merger_address=self.merger.address, **({"tick_s": FAR_S, "interval_s": 20.0, "backoff_s": 5.0} | overrides)
-        )
-
-    @asynccontextmanager
-    async def controller(self, *, log=None, **overrides):
-        log = log or MemoryEventLog(self.clock, self.broker)
-        async with Controller(self.settings(**overrides), log, self.redis, self.clock) as controller:
-            await self.look(controller)
-            yield controller
-
-    async def look(self, controller, after_s=0.0):
-        """Let reports arrive, move on, look at every edge, and wait for what that starts."""
-        await reports_arrive()
-        await self.clock.advance(after_s)
-        await controller.tick()
-        await controller.settled()
-
-    async def events(self):
-        log = MemoryEventLog(self.clock, self.broker)
-        return [read_merge(record) async for record in log.read_all(MERGE_EVENTS)]
-
-    async def kinds(self):
-        return [kind_word(event) for event in await self.events()]
+from tests.unit.controller_harness import MIX, OTHER, PROFILES, reports_arrive, running_fleet
 
 
 @pytest.fixture
 async def fleet():
-    clock, broker, redis = VirtualClock(), MemoryBroker(), open_redis(None)
-    async with AsyncExitStack() as stack:
-        # The generated bases answer UNIMPLEMENTED for what the fakes leave out.
-        fake_merger = FakeMerger(PROFILES)  # type: ignore[abstract]
-        merger = await stack.enter_async_context(fake_merger.serving())
-        events = EventWriter(MemoryEventLog(clock, broker), "worker-a", clock)
-        worker = FakeControllerWorker("edge-a", EdgeRegistry(redis, clock), events, PROFILES)  # type: ignore[abstract]
-        await stack.enter_async_context(worker.serving(merger.version_for(MIX)))
-        yield Fleet(clock, broker, redis, merger, worker)
-    await redis.aclose()
+    async with running_fleet() as started:
+        yield started
 
 
 async def test_an_edge_is_taken_over_with_what_its_manifest_says(fleet):
@@ -387,51 +327,3 @@ async def test_health_and_reflection_answer_and_nothing_else_is_served(fleet):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health_pb2_grpc.HealthStub(to_nobody).Check(health_pb2.HealthCheckRequest(), timeout=1)
         assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
-async def explored(fleet, controller):
-    """Every prospect is learnt, one look after the other."""
-    for _ in range(12):
-        await reports_arrive()
-        await fleet.clock.advance(6.0)
-
-
-async def test_portfolio_learns_what_an_edge_could_become_and_makes_it_what_its_fleet_lacks(fleet):
-    fleet.worker.entry.quality.update(dict.fromkeys(PROFILES, 0.0) | MIX)
-    fleet.worker.entry.max_batch = 4
-    fleet.worker.entry.step_times.CopyFrom(worker_pb2.StepTimes(step_base_s=0.05, step_row_s=0.01, prefill_base_s=0.02))
-    await fleet.worker.register()
-    async with fleet.controller(trigger="portfolio", interval_s=100.0, tick_s=5.0) as controller:
-        await explored(fleet, controller)
-        pure, pairs = [{t: 1.0} for t in sorted(PROFILES)], 3
-        asked = [dict(request.mix) for request in fleet.merger.requests]
-        assert asked[:3] == pure
-        assert len(asked) == 3 + pairs
-        assert all(request.budget_bytes == 1_000 for request in fleet.merger.requests)
-        fleet.worker.report(OTHER)
-        await fleet.look(controller, after_s=100.0)
-        assert fleet.worker.loads == [fleet.merger.version_for(OTHER)]
-        (status,) = controller.status()
-        assert "100% pronoun would save the fleet" in status.reason
-        assert len(fleet.merger.requests) == 3 + pairs + 1  # the merger has the build already
-
-
-async def test_a_merger_that_is_away_leaves_portfolio_without_prospects_and_the_edge_with_its_version(fleet):
-    fleet.worker.entry.quality.update(dict.fromkeys(PROFILES, 0.0) | MIX)
-    await fleet.worker.register()
-    fleet.merger.refuse = RpcFailure(grpc.StatusCode.UNAVAILABLE, "AWAY", "the merger is away")
-    async with fleet.controller(trigger="portfolio", interval_s=100.0, tick_s=5.0) as controller:
-        await explored(fleet, controller)
-        fleet.worker.report(OTHER)
-        await fleet.look(controller, after_s=100.0)
-        (status,) = controller.status()
-        assert (status.action, fleet.worker.loads) == ("skip", [])
-        assert "not known yet" in status.reason
-
-
-async def test_other_triggers_ask_the_merger_for_nothing_beforehand(fleet):
-    fleet.worker.entry.quality.update(MIX)
-    await fleet.worker.register()
-    async with fleet.controller() as controller:
-        await explored(fleet, controller)
-        assert fleet.merger.requests == []

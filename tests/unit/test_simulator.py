@@ -241,7 +241,7 @@ def test_portfolio_beats_jtom_where_the_mix_changes():
 
 
 def test_the_benchmark_measures_ours_and_simpy_in_one_run():
-    told = measure(1, (10,), lambda _: None)
+    told = measure(1, (10,), lambda _: None, num_tasks=1000)
     assert told.ratio_simpy == pytest.approx(told.tasks_per_s / told.simpy_tasks_per_s)
     assert set(told.task_s_by_edges) == {10}
     assert min(told.tasks_per_s, told.without_updates, told.round_robin) > 0.0

@@ -50,7 +50,6 @@ class MergeEngine:
         self._edges: dict[str, EdgeState] = {}
         self._decisions: dict[str, TriggerDecision] = {}
         self._services: dict[str, EdgeService] = {}
-        self._asked_mix: dict[str, Mapping[str, float]] = {}
 
     @property
     def trigger(self) -> MergeTrigger:
@@ -126,7 +125,7 @@ class MergeEngine:
         if asked is None:
             return None
         mix = decision.mix or self._mix(asked, state.deployed)
-        self._asked_mix[edge_id] = mix.shares
+        self._edges[edge_id] = replace(self._edges[edge_id], asked_mix=mix.shares)
         return MergeRequest(
             edge_id=edge_id,
             present_version=state.deployed.version,
@@ -180,7 +179,7 @@ class MergeEngine:
         self._edges[edge_id] = replace(edge, trigger=replace(edge.trigger, due_at_s=now_s + wait_s))
 
     def forget(self, edge_id: str) -> None:
-        for known in (self._edges, self._decisions, self._services, self._asked_mix):
+        for known in (self._edges, self._decisions, self._services):
             known.pop(edge_id, None)
 
     def dump(self, edge_id: str, now_s: float) -> bytes:
@@ -200,7 +199,7 @@ class MergeEngine:
                 edge.trigger,
                 edge.window,
                 self._services.get(edge_id),
-                self._asked_mix.get(edge_id) if edge.asked is not None else None,
+                edge.asked_mix if edge.asked is not None else None,
             )
             for edge_id, edge in sorted(self._edges.items())
         }

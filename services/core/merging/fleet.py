@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from services.core.merging.triggers._base import TriggerDecision, TriggerState
 from services.core.merging.windows import CountWindow
 
-PARCELS = 32  # of each task type's demand; each stands for users of another alpha; a power of two
+PARCELS = 32  # of each task type's demand
+ALPHAS = tuple((int(f"{n:05b}"[::-1], 2) + 0.5) / PARCELS for n in range(PARCELS))  # of each parcel's users: 0, 16, 8, 24, ... of 32
 POOLED = 3.0  # an edge queues as if it had so many times its slots, since tasks that would wait long go elsewhere
 FULL = 0.95  # above this utilisation queues are taken to grow in proportion to what is too much
 OVERLOAD_S = 20.0  # by which they grow for each unit of utilisation
@@ -120,16 +121,11 @@ def fleet_cost(
     load, missed = np.zeros((num_choices, num_edges)), np.zeros(num_choices)
     rows, kinds, one_of = np.arange(num_choices)[:, None], np.arange(num_types), np.eye(num_edges)
     extra = (rates / PARCELS)[:, None] / capacity  # (num_types, num_edges)
-    for parcel in range(PARCELS):
-        worth = quality_scale * (_spread(parcel) + 0.5) / PARCELS
+    for alpha in ALPHAS:
+        worth = quality_scale * alpha
         cost = (time_s(load) + shut)[:, :, None] - worth * quality
         chosen = cost.argmin(axis=1)  # (num_choices, num_types)
         load += (one_of[chosen] * extra).sum(axis=1)
         missed += worth * ((1.0 - quality[rows, chosen, kinds]) * rates / PARCELS).sum(axis=1)
     total: Column = (missed + (load * capacity * time_s(load)).sum(axis=1)) / max(float(rates.sum()), LEAST_RATE)
     return total
-
-
-def _spread(parcel: int) -> int:
-    """0, 8, 4, 12, ...: neighbours in time are far apart in alpha."""
-    return int(f"{parcel:0{PARCELS.bit_length() - 1}b}"[::-1], 2)

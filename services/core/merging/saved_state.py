@@ -20,12 +20,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EdgeState:
-    """What the engine holds of one edge. `asked`: the counts that an open request rests on."""
+    """What the engine holds of one edge. `asked`: the counts that an open request rests on, `asked_mix`: what it asks for."""
 
     trigger: TriggerState
     window: CountWindow
     asked: CountWindow | None = None
     failures: int = 0
+    asked_mix: Mapping[str, float] | None = None
 
 
 def state_bytes(edge: EdgeState, trigger_name: str, now_s: float) -> bytes:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from services.core.merging.values import Frequencies, Mix
 from services.core.merging.windows import CountWindow
 
+Action = Literal["update", "keep", "skip"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deployed:
@@ -43,7 +45,7 @@ class TriggerState:
 class TriggerDecision:
     """The outcome of one check. `skip` is no decision: too little was seen, or it is not clear yet what of."""
 
-    action: Literal["update", "keep", "skip"]
+    action: Action
     reason: str
     shift: float
     interval_s: float  # until the next check

@@ -23,7 +23,7 @@ from services.core.merging.errors import OptionError
 from services.core.merging.fleet import EdgeService, Member, Prospect, fleet_cost
 from services.core.merging.mix import GRID, explain
 from services.core.merging.shift import activation_shift
-from services.core.merging.triggers._base import TriggerDecision, TriggerState
+from services.core.merging.triggers._base import Action, TriggerDecision, TriggerState
 from services.core.merging.values import Mix
 from services.core.merging.windows import CountWindow
 
@@ -46,10 +46,10 @@ class Trigger:
     grid: int = GRID
 
     def __post_init__(self) -> None:
-        if self.interval_s <= 0 or self.memory_s <= 0 or self.horizon_s <= 0:
-            raise OptionError("interval_s, memory_s and horizon_s must be above 0")
-        if self.quality_scale < 0 or self.min_gain_s < 0:
-            raise OptionError("quality_scale and min_gain_s must be 0 or more")
+        if min(self.interval_s, self.recent_s, self.memory_s, self.horizon_s) <= 0:
+            raise OptionError("interval_s, recent_s, memory_s and horizon_s must be above 0")
+        if min(self.quality_scale, self.min_gain_s, self.surprise) < 0:
+            raise OptionError("quality_scale, min_gain_s and surprise must be 0 or more")
 
     @property
     def name(self) -> str:
@@ -68,15 +68,14 @@ class Trigger:
         window, state = me.window, self._counted(me.state, me.window, now_s)
         fleet = {**fleet, edge_id: replace(me, state=state)}
         shift = activation_shift(window.frequencies, state.deployed.reference, window.counts, 1).value if window.num_tasks else 0.0
-        services = {name: member.service for name, member in fleet.items() if member.service is not None}
         if me.service is None or not me.service.prospects:
             return state, self._told("skip", "how this edge serves is not known yet", shift, window)
         types = sorted(me.service.prospects[0].quality)
         rates = self._demand(fleet, types, now_s)
-        is_first = not me.state.memory and len(services) > 1  # first checks come together, so what the others count is known at the second
+        is_first = not me.state.memory and len(fleet) > 1  # first checks come together, so what the others count is known at the second
         if is_first or rates.sum() <= 0.0:
             return state, self._told("skip", "the demand of the fleet is not known yet", shift, window)
-        best, gain_s, loss_s = self._best(edge_id, me.service, fleet, services, types, rates)
+        best, gain_s, loss_s = self._best(edge_id, me.service, fleet, types, rates)
         if best is None:
             return state, self._told("keep", "no other model would serve the fleet better", shift, window)
         told = f"{_named(best.mix)} would save the fleet {gain_s * 1000:.0f} ms a task"
@@ -120,32 +119,27 @@ class Trigger:
         return np.array([known.get(t, 0.0) for t in types])
 
     def _best(
-        self,
-        edge_id: str,
-        service: EdgeService,
-        fleet: Mapping[str, Member],
-        services: Mapping[str, EdgeService],
-        types: list[str],
-        rates: NDArray[np.float64],
+        self, edge_id: str, service: EdgeService, fleet: Mapping[str, Member], types: list[str], rates: NDArray[np.float64]
     ) -> tuple[Prospect | None, float, float]:
         """The best other model, what it saves a task, and what the fleet loses a task while the edge is away, times its downtime."""
-        names = sorted(services)
+        prospects = [p for p in service.prospects if p.mix != fleet[edge_id].state.deployed.mix]
+        if not prospects:
+            return None, 0.0, 0.0
+        services = {name: member.service for name, member in sorted(fleet.items()) if member.service is not None}
+        names = list(services)
         mine = names.index(edge_id)
         present = np.array([[fleet[name].quality.get(t, 0.0) for t in types] for name in names])
-        prospects = [p for p in service.prospects if p.mix != fleet[edge_id].state.deployed.mix]
         quality = np.repeat(present[None], 2 + len(prospects), axis=0)  # as it is, without this edge, with each prospect
         for row, prospect in enumerate(prospects, start=2):
             quality[row, mine] = [prospect.quality.get(t, 0.0) for t in types]
         is_open = np.ones(quality.shape[:2], dtype=np.bool_)
         is_open[1, mine] = len(names) == 1
-        cost = fleet_cost(rates, quality, [services[name] for name in names], self.quality_scale, is_open)
-        if not prospects:
-            return None, 0.0, 0.0
+        cost = fleet_cost(rates, quality, list(services.values()), self.quality_scale, is_open)
         best = int(cost[2:].argmin())
         return prospects[best], float(cost[0] - cost[2 + best]), float(cost[1] - cost[0]) * service.downtime_s
 
-    def _told(self, action: str, reason: str, shift: float, window: CountWindow, mix: Mix | None = None) -> TriggerDecision:
-        return TriggerDecision(action, reason, shift, self.interval_s, window, window.emptied(), mix)  # type: ignore[arg-type]
+    def _told(self, action: Action, reason: str, shift: float, window: CountWindow, mix: Mix | None = None) -> TriggerDecision:
+        return TriggerDecision(action, reason, shift, self.interval_s, window, window.emptied(), mix)
 
 
 def _averaged(then: tuple[float, ...], now: tuple[float, ...], ages: float) -> tuple[float, ...]:

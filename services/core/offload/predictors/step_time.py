@@ -61,9 +61,9 @@ class StepTimePredictor:
         p0, p1, p2, p3 = state.covariance
         row = (_dot(p0, relative), _dot(p1, relative), _dot(p2, relative), _dot(p3, relative))
         g0, g1, g2, g3 = gain = _scaled(row, 1.0 / (NOISE_SD**2 + _dot(row, relative)))
-        c0, c1, c2, c3 = _moved_by(state.coefficients, gain, innovation)
+        c0, c1, c2, c3 = _plus(state.coefficients, gain, innovation)
         state.coefficients = (max(c0, 0.0), max(c1, 0.0), max(c2, 0.0), max(c3, 0.0))
-        state.covariance = _bounded((_moved_by(p0, row, -g0), _moved_by(p1, row, -g1), _moved_by(p2, row, -g2), _moved_by(p3, row, -g3)))
+        state.covariance = _bounded((_plus(p0, row, -g0), _plus(p1, row, -g1), _plus(p2, row, -g2), _plus(p3, row, -g3)))
 
 
 def _dot(one: Four, other: Four) -> float:
@@ -74,7 +74,7 @@ def _scaled(values: Four, factor: float) -> Four:
     return values[0] * factor, values[1] * factor, values[2] * factor, values[3] * factor
 
 
-def _moved_by(values: Four, steps: Four, factor: float) -> Four:
+def _plus(values: Four, steps: Four, factor: float) -> Four:
     return values[0] + steps[0] * factor, values[1] + steps[1] * factor, values[2] + steps[2] * factor, values[3] + steps[3] * factor
 
 
