@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loadgen.cli import bench, certs, demo, edges, explain, infer, merge, profile, replay, serve, simulate, status, topics, up
+from loadgen.cli import bench, certs, demo, edges, explain, infer, merge, profile, replay, reproduce, serve, simulate, status, topics, up
 
 app = typer.Typer(
     name="moedge",
@@ -21,6 +21,7 @@ app.command()(status.status)
 app.command()(explain.explain)
 app.command()(replay.replay)
 app.command()(simulate.simulate)
+app.command()(reproduce.reproduce)
 app.command()(demo.demo)
 app.command()(merge.merge)
 app.command()(profile.profile)

@@ -62,5 +62,6 @@ Allocation = Annotated[str, typer.Option(help="How layers share the experts kept
 RecoverySteps = Annotated[
     int, typer.Option(min=0, help="Optimiser steps after averaging; they never see a scored prompt.", metavar="STEPS")
 ]
+EXPERIMENTS = _files("loadgen.experiments")
 TARGET = DEFAULT_TARGET
 DEFAULT_RECOVERY_STEPS = 0

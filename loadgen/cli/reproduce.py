@@ -1,0 +1,79 @@
+"""`moedge reproduce`: the paper's figures, tables and claims, beside ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loadgen.cli import options
+from loadgen.cli.console import command, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from loadgen.reproduce.reproduce import Tell
+
+QUICK_SEEDS = 2
+COLOURS = {"reproduced": "green", "not reproduced": "yellow", "contradicted": "red"}
+
+
+@command
+def reproduce(
+    experiments: Annotated[list[str], typer.Argument(help=f"{options.EXPERIMENTS}, or all.", metavar="EXPERIMENT...")],
+    out: Annotated[Path, typer.Option(help="Folder of the page, data, plots and finished runs.", metavar="DIR")] = Path("out/paper"),
+    seeds: Annotated[int, typer.Option(min=2, help="Runs of each comparison, paired.")] = 10,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time, each on a core of its own; 0: as many as there are cores.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help=f"{QUICK_SEEDS} seeds, short runs: to see that it works.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Run the paper's experiments and say of each of its claims: reproduced, not reproduced, or contradicted.
+
+    Goes on where it was interrupted; what was computed from the same inputs is not computed again.
+    """
+    from loadgen.experiments import chosen
+    from loadgen.reproduce.reproduce import reproduce as run
+
+    names = chosen(experiments)
+    with _progress(len(names), json) as tell:
+        documents = run(names, out, tell, num_seeds=QUICK_SEEDS if quick else seeds, jobs=jobs or os.cpu_count() or 1, quick=quick)
+    if json:
+        print_json({"schema_version": 1, "page": str(out / "index.html"), "experiments": documents})
+    else:
+        _print(documents)
+        stdout().print(f"{out / 'index.html'}: every claim with its figures, plots and tables")
+
+
+@contextmanager
+def _progress(num_experiments: int, json: bool) -> Iterator[Tell]:
+    """A bar for the experiment that runs, on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=stderr(), disable=json) as progress:
+        bars: dict[str, Any] = {}
+
+        def tell(name: str, done: int, total: int, left_s: float | None) -> None:
+            left = "" if left_s is None else f"{left_s:.0f} s left" if done < total else ""
+            if name not in bars or progress.tasks[bars[name]].finished:
+                bars[name] = progress.add_task(name, total=total, left=left)
+            progress.update(bars[name], completed=done, left=left)
+
+        yield tell
+
+
+def _print(documents: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    made = Table(title="Claims of the paper", title_justify="left", header_style="bold", show_lines=True)
+    for name, ratio in (("claim", 4), ("paper", 2), ("ours", 3), ("verdict", 1)):
+        made.add_column(name, ratio=ratio)
+    for told in documents:
+        for claim in told["claims"]:
+            colour = COLOURS[claim["verdict"]]
+            made.add_row(
+                f"{claim['says']} [dim]({claim['source']})[/dim]", claim["paper"], claim["ours"], f"[{colour}]{claim['verdict']}[/]"
+            )
+    stdout().print(made)

@@ -1,0 +1,64 @@
+"""What an experiment is run with: seeds, the size asked for, and `map`, which computes what was not computed yet and remembers it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from signal import SIG_IGN, SIGINT, signal
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from loadgen.reproduce.store import Store, key_of, plain
+
+Given = TypeVar("Given")
+Tell = Callable[[int, int, float | None], None]  # runs done, of how many, seconds that the others may take
+
+
+class Context:
+    """`seeds`: for comparisons, paired. `quick`: a small version of everything, for tests. A context manager, for its processes."""
+
+    def __init__(self, store: Store, tell: Tell, *, num_seeds: int = 10, jobs: int = 1, quick: bool = False) -> None:
+        self.seeds = tuple(range(num_seeds))
+        self.quick = quick
+        self.computed = 0  # runs that no store had
+        self._store, self._tell, self._jobs = store, tell, jobs
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Given], Any], inputs: Sequence[Given]) -> list[Any]:
+        """`function` of each input, in the order of the inputs; each as its JSON reads (tuples are lists, keys strings).
+
+        `function` stands at the top of a module and depends on nothing but its input, which is plain JSON or a dataclass of such. Each
+        result is on disk as soon as it is there, under a key of the input and the code: what is there already is not computed again.
+        """
+        keys = [key_of(function, given) for given in inputs]
+        missing = {key: given for key, given in zip(keys, inputs, strict=True) if key not in self._store}
+        total, began_s = len(missing), time.monotonic()
+        for done, (key, result) in enumerate(self._results(function, missing), 1):
+            self._store.put(key, {"function": function.__qualname__, "input": plain(missing[key])}, result)
+            self.computed += 1
+            self._tell(done, total, (time.monotonic() - began_s) / done * (total - done))
+        return [self._store[key] for key in keys]
+
+    def _results(self, function: Callable[[Given], Any], missing: dict[str, Given]) -> Any:
+        if missing:
+            self._tell(0, len(missing), None)
+        if self._jobs < 2 or len(missing) < 2:
+            yield from ((key, function(given)) for key, given in missing.items())
+            return
+        if self._pool is None:
+            # Not forked: a process that has threads (of numpy's, say) does not fork well. Ctrl-C is for this one, which ends the others.
+            self._pool = ProcessPoolExecutor(self._jobs, get_context("spawn"), initializer=signal, initargs=(SIGINT, SIG_IGN))
+        running: dict[Future[Any], str] = {self._pool.submit(function, given): key for key, given in missing.items()}
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
