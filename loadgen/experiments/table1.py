@@ -75,8 +75,8 @@ def _findings(theirs: dict[str, dict[str, float]], gaps: Gaps) -> list[str]:
     return [
         f"In the paper a merged model scores {own:.2f} on its own task and {others:.2f} on others. Ours, on the same: {ours}.",
         "The paper's figures look like models that were fine-tuned for one task and then merged, scored on answers made valid by "
-        "chance: half of a two-way choice is guessed right. Ours is one model of all tasks, merged for one of them and nothing else: what is "
-        "off the diagonal there is lost, not guessed.",
+        "chance: half of a two-way choice is guessed right.",
+        "Ours is one model of all tasks, merged for one of them and nothing else: what is off the diagonal there is lost, not guessed.",
     ]
 
 
