@@ -7,7 +7,7 @@ from loadgen.experiments._paper import printed
 from loadgen.experiments._profiles import Profile, profiles
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.rules import at_every_point, holds
-from loadgen.reproduce.values import Claim, Heat, Plot, Result, Table
+from loadgen.reproduce.values import Cell, Claim, Heat, Plot, Result, Table
 
 TASKS = ("WinoGrande", "WikiQA", "SQuAD", "COPA")
 
@@ -46,7 +46,7 @@ def _title(profile: Profile, share: float) -> str:
 
 
 def _table(name: str, title: str, tasks: tuple[str, ...], scores: dict[str, dict[str, float]]) -> Table:
-    rows = tuple((data, *(scores[data][t] for t in tasks)) for data in tasks)
+    rows: tuple[tuple[Cell, ...], ...] = tuple((data, *(scores[data][t] for t in tasks)) for data in tasks)
     return Table(name, title, ("data", *(f"merged for {t}" for t in tasks)), rows)
 
 
