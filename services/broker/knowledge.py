@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 
 from moedge.v1 import merger_pb2, merger_pb2_grpc
+from services.core.offload.engine import OffloadEngine
 from services.core.offload.posterior import PromptPosterior
-from services.core.offload.predictors import Predictors
 from services.core.offload.values import EdgeSnapshot
 from services.runtime.clock import Clock
 from services.runtime.net import PLAINTEXT, Network
@@ -26,8 +26,8 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 
 
 class Knowledge:
-    def __init__(self, predictors: Predictors) -> None:
-        self._predictors = predictors
+    def __init__(self, engine: OffloadEngine) -> None:
+        self._engine = engine
         self._posterior = PromptPosterior({})
         self._profiled: frozenset[str] = frozenset()
         self._named: frozenset[str] = frozenset()
@@ -44,7 +44,7 @@ class Knowledge:
         self.base_model = profiles.base_model
         self._profiled = frozenset(profiles.profiles) | frozenset(profiles.prompt_words)
         self._posterior = PromptPosterior({t: dict(words.counts) for t, words in profiles.prompt_words.items()})
-        self._predictors.output_length.learn_prior(dict(profiles.output_tokens))
+        self._engine.profiled(dict(profiles.output_tokens))
 
     def posterior(self, prompt: str) -> dict[str, float]:
         """Probability of each task type; empty where none is known."""

@@ -33,6 +33,7 @@ from services.runtime.eventlog import EventLog
 from services.runtime.events import EventWriter
 from services.runtime.lifecycle import supervise
 from services.runtime.net import PLAINTEXT, Health, Network, add_health_and_reflection
+from services.runtime.recording import OFFLOAD, Recording
 from services.runtime.status import draining
 from services.runtime.store import EdgeRegistry, WaitStore
 from services.runtime.telemetry import Telemetry
@@ -57,13 +58,13 @@ class Broker:
         self._clock = clock
         self._telemetry = Telemetry("broker", settings, clock, SERVICES, self.broker_id)
         self._network = network = self._telemetry.around(network)
-        engine = _engine(settings)
+        engine, self._recording = _engine(settings)
         waits = WaitStore(redis, self.broker_id, clock)
         edges = EdgeView(EdgeRegistry(redis, clock), waits, engine, clock, settings, network)
         self._parts = Parts(
             engine=engine,
             edges=edges,
-            knowledge=Knowledge(engine.predictors),
+            knowledge=Knowledge(engine),
             book=TaskBook(clock, settings.retention_s, settings.retained_tasks),
             events=EventWriter(log, self.broker_id, clock),
             clock=clock,
@@ -142,6 +143,8 @@ class Broker:
         if left := await self._log.flush(FLUSH_S):
             logger.error("%d events were not written", left)
         await self._parts.edges.close()
+        if self._recording is not None:
+            self._recording.close()
 
     def _watch_by_metrics(self, waits: WaitStore) -> None:
         parts, metrics = self._parts, self._telemetry.metrics
@@ -201,7 +204,14 @@ async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
         await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
-def _engine(settings: BrokerSettings) -> OffloadEngine:
+def _engine(settings: BrokerSettings) -> tuple[OffloadEngine, Recording | None]:
+    """The engine, and the recording of its calls where one was asked for."""
     options = {"ties": settings.ties} if "ties" in policies.options(settings.policy) else {}
-    rng = np.random.default_rng(settings.seed)
-    return offload_engine(settings.policy, quality_scale=settings.quality_scale, rng=rng, policy_options=options)
+    seed = np.random.SeedSequence(settings.seed).entropy
+    rng = np.random.default_rng(seed)
+    engine = offload_engine(settings.policy, quality_scale=settings.quality_scale, rng=rng, policy_options=options)
+    if settings.record is None:
+        return engine, None
+    made_of = {"policy_name": settings.policy, "quality_scale": settings.quality_scale, "seed": seed, "policy_options": options}
+    recording = Recording(settings.record, settings.record_limit_bytes, OFFLOAD, made_of)
+    return recording.around(engine), recording

@@ -53,6 +53,9 @@ class BrokerSettings(ServiceSettings):
     retention_s: float = Field(120.0, ge=0.0, description="finished tasks are kept this long: for scores and repeated idempotency keys")
     retained_tasks: int = Field(4096, ge=1, description="and at most so many of them")
 
+    record: Path | None = Field(None, description="file that every call into the offload engine is kept in, to replay; unset: none")
+    record_limit_bytes: int = Field(256 << 20, ge=0, description="at most so much of it")
+
     @field_validator("policy")
     @classmethod
     def _known(cls, policy: str) -> str:

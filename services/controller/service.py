@@ -31,6 +31,7 @@ from services.runtime.clock import Clock
 from services.runtime.eventlog import ACTIVATIONS, EventLog
 from services.runtime.events import EventWriter
 from services.runtime.lifecycle import drain, supervise
+from services.runtime.recording import MERGE, Recording
 from services.runtime.store import EdgeRegistry, TriggerStore
 from services.runtime.telemetry import Telemetry
 from services.runtime.tracing import consuming
@@ -71,12 +72,7 @@ class Controller:
         self._network = network = self._telemetry.around(network)
         self._metrics = ControllerMetrics(self._telemetry.metrics)
         self._registry = EdgeRegistry(redis, clock)
-        engine = MergeEngine(
-            settings.merge_trigger(),
-            cool_down_s=settings.cool_down_s,
-            backoff_s=settings.backoff_s,
-            backoff_cap_s=settings.backoff_cap_s,
-        )
+        engine, self._recording = _engine(settings)
         store = TriggerStore(redis, clock)
         self._states = EdgeStates(engine, store, clock)
         self._merger = MergerClient(settings.merger_address, network)
@@ -129,7 +125,11 @@ class Controller:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        try:
+            await self._stack.aclose()
+        finally:
+            if self._recording is not None:
+                self._recording.close()
 
     async def _watch(self) -> None:
         while True:
@@ -248,6 +248,17 @@ class Controller:
             failures=engine.num_failures(edge_id),
             last_error=last_error,
         )
+
+
+def _engine(settings: ControllerSettings) -> tuple[MergeEngine, Recording | None]:
+    """The engine, and the recording of its calls where one was asked for."""
+    waits: Any = {"cool_down_s": settings.cool_down_s, "backoff_s": settings.backoff_s, "backoff_cap_s": settings.backoff_cap_s}
+    engine = MergeEngine(settings.merge_trigger(), **waits)
+    if settings.record is None:
+        return engine, None
+    made_of = {"trigger": settings.trigger, "trigger_options": settings.trigger_options, **waits}
+    recording = Recording(settings.record, settings.record_limit_bytes, MERGE, made_of)
+    return recording.around(engine), recording
 
 
 def _reason_to_skip(entry: worker_pb2.EdgeEntry) -> str:

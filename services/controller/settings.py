@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -61,6 +62,9 @@ class ControllerSettings(ServiceSettings):
         600.0, gt=0, description="edges unseen for so long are dropped from memory; Redis keeps their state for a day"
     )
 
+    record: Path | None = Field(None, description="file that every call into the merge engine is kept in, to replay; unset: none")
+    record_limit_bytes: int = Field(256 << 20, ge=0, description="at most so much of it")
+
     @field_validator("trigger")
     @classmethod
     def _trigger_exists(cls, value: str) -> str:
@@ -74,5 +78,10 @@ class ControllerSettings(ServiceSettings):
         usual = PAPER if self.mode == "paper" else PRODUCT
         return Recipe(self.method or usual.method, self.allocation or usual.allocation, self.grouping or usual.grouping)
 
+    @property
+    def trigger_options(self) -> dict[str, Any]:
+        """What is set of what the trigger can be constructed with."""
+        return {name: value for name in options(self.trigger) if (value := getattr(self, name, None)) is not None}
+
     def merge_trigger(self) -> MergeTrigger:
-        return trigger(self.trigger, **{name: value for name in options(self.trigger) if (value := getattr(self, name, None)) is not None})
+        return trigger(self.trigger, **self.trigger_options)

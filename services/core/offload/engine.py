@@ -104,6 +104,10 @@ class OffloadEngine:
         self.predictors.quality.observe(version, task_type, score)
         self._table.forget_quality(task_type)
 
+    def profiled(self, output_tokens: Mapping[str, float]) -> None:
+        """Mean answer lengths by task type, from the base model's profiles; they may come late."""
+        self.predictors.output_length.learn_prior(output_tokens)
+
     def outstanding(self, now_s: float) -> Mapping[str, Work]:
         """Own work by edge, for the other brokers. Edges without any are left out."""
         return self._ledger.work(now_s)
