@@ -36,7 +36,8 @@ SERVICE = {
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario of loadgen/scenarios, or a TOML file.", metavar="NAME|FILE")],
     policies: Annotated[
-        str, typer.Option(help="Offload policies with commas between; all; ours; oracle, clairvoyant: upper anchors.")
+        str,
+        typer.Option(help="Offload policies with commas between; all; ours; quantised, static: never adapt; oracle, clairvoyant: anchors."),
     ] = "ours,onto,random",
     triggers: Annotated[str, typer.Option(help="Merge triggers with commas between, or all.")] = "jtom",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each; every policy gets the same load of a seed.")] = 3,

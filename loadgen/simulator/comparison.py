@@ -12,6 +12,7 @@ from signal import SIG_IGN, SIGINT, signal
 
 from loadgen.simulator.errors import SimulationInputError
 from loadgen.simulator.figures import Figures, Interval, figures, interval, over_seeds
+from loadgen.simulator.holdings import Holding
 from loadgen.simulator.load import draw_load
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.simulation import ORACLE, simulate
@@ -26,15 +27,19 @@ Tell = Callable[[str, int, int], None]  # what runs, how many runs are done, of 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A policy with a trigger; `name` is the policy's where all arms have the same trigger."""
+    """A policy with a trigger, over what the edges hold; `name` is the policy's where all arms have the same trigger."""
 
     name: str
     policy: str
     trigger: str
+    holding: Holding = "merged"
 
 
 OURS = Arm("ours", "onto", "portfolio")  # what moedge does
 CLAIRVOYANT = Arm("clairvoyant", "onto", "clairvoyant")  # told when traffic changes: regrets are against it
+QUANTISED = Arm("quantised", "onto", "never", "quantised")  # the two rivals at equal bytes that need no adaptation
+STATIC = Arm("static", "onto", "never", "static")
+OWN = (OURS, CLAIRVOYANT, QUANTISED, STATIC)  # arms with a trigger of their own
 SEVEN = ("mas", "lcs", "heft", "qual_greedy", "qos_quant", "moe_load", "multi_moe")  # policies of the paper's baselines
 
 
@@ -59,15 +64,14 @@ class Comparison:
 
 
 def arms(policy_names: Sequence[str], trigger_names: Sequence[str]) -> tuple[Arm, ...]:
-    """`all` policies: every name that is registered, the seven with the update rule of their strongest form, then `ours`, `oracle` and
-    `clairvoyant`, which can be named alone too. `ours` and `clairvoyant` have a trigger of their own."""
+    """`all` policies: every name that is registered, the seven with the update rule of their strongest form, then those of `OWN` and
+    `oracle`, which can be named alone too. Those of `OWN` have a trigger of their own."""
     given = [name.replace("-", "_") for name in policy_names]
     rules = _known(trigger_names, triggers.names(), "trigger")
-    whole = [OURS, CLAIRVOYANT]
-    chosen = _known(given, [*policies.names(), OURS.name, CLAIRVOYANT.name], "policy", (ORACLE,))
+    chosen = _known(given, [*policies.names(), *(arm.name for arm in OWN)], "policy", (ORACLE,))
     if "all" in given and ORACLE not in chosen:
         chosen.append(ORACLE)
-    own = {arm.name: arm for arm in ([*whole, *strongest()] if "all" in given and len(rules) == 1 else whole)}
+    own = {arm.name: arm for arm in ([*OWN, *strongest()] if "all" in given and len(rules) == 1 else OWN)}
     made = [own.get(p, Arm(p, p, t)) if len(rules) == 1 or p in own else Arm(f"{p}+{t}", p, t) for p in chosen for t in rules]
     return tuple(dict.fromkeys(made))
 
@@ -102,7 +106,7 @@ def compare(
 
 def _run(scenario: Scenario, trace_arrival_s: Instants | None, pair: tuple[Arm, int]) -> Figures:
     arm, seed = pair
-    outcome = simulate(scenario, draw_load(scenario, seed, trace_arrival_s), arm.policy, arm.trigger, seed)
+    outcome = simulate(scenario, draw_load(scenario, seed, trace_arrival_s), arm.policy, arm.trigger, seed, arm.holding)
     if not outcome.completed.any():
         raise SimulationInputError(f"{scenario.name}: {arm.name} completed no task; give the edges a larger max_queue or a link")
     return figures(outcome, scenario.quality_scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from loadgen.simulator.errors import ProfileError
-from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, mix_name
+from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, alike, mix_name
 from services.core.merging.mix import distance
 from services.core.offload.values import StepTimes
 
@@ -30,6 +30,44 @@ class _Row:
     profiles: Mapping[str, PerTask]
     model_bytes: int
     build_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FewBits:
+    """The unmerged model at so many bits."""
+
+    bits: int
+    experts_dropped: int
+    model_bytes: int
+    quality: Mapping[str, float]
+    profiles: Mapping[str, PerTask]
+
+
+class Unmerged:
+    """What the model is worth without merging, in the dtype that edges hold it in: `quantising.py` measured it."""
+
+    def __init__(self, told: Mapping[str, Any], task_types: Sequence[str], shape: tuple[int, int]) -> None:
+        self.full_bytes, self.non_expert_bytes = int(told["full_bytes"]), int(told["non_expert_bytes"])
+        self.zero_expert_quality: Mapping[str, float] = told["zero_expert_quality"]
+        self.rows = [
+            FewBits(
+                int(row["bits"]),
+                int(row["experts_dropped"]),
+                int(row["model_bytes"]),
+                row["quality"],
+                {t: unpacked(row["counts"][t], shape) for t in task_types},
+            )
+            for row in told["rows"]
+        ]
+
+    def largest(self, memory_share: float) -> FewBits:
+        """In the bytes of a merge that keeps this share of all experts."""
+        memory_bytes = self.non_expert_bytes + memory_share * (self.full_bytes - self.non_expert_bytes)
+        fitting = [row for row in self.rows if row.model_bytes <= memory_bytes + 0.5]
+        if not fitting:
+            least = min(row.model_bytes for row in self.rows)
+            raise ProfileError(f"memory_share is {memory_share:g}, {memory_bytes:.0f} bytes: the smallest unmerged model has {least}")
+        return max(fitting, key=lambda row: row.model_bytes)
 
 
 class MeasuredModel:
@@ -66,6 +104,7 @@ class MeasuredModel:
             int(document["full_bytes"]),
             0.0,
         )
+        self._unmerged = Unmerged(document["unmerged"], self._task_types, shape) if "unmerged" in document else None
         self._made: dict[tuple[str, float], SimulatedVersion] = {}
 
     @property
@@ -83,6 +122,16 @@ class MeasuredModel:
             told = f"{key[0]}@{row.share:.0%}"
             self._made[key] = SimulatedVersion(told, dict(mix), row.stated_quality, row.quality, row.profiles, row.model_bytes, row.build_s)
         return self._made[key]
+
+    def quantised(self, memory_share: float) -> SimulatedVersion:
+        """States the quality that it has."""
+        if memory_share >= 1.0:
+            return self.version(alike(self._task_types), 1.0)
+        if self._unmerged is None:
+            raise ProfileError("the profile lacks the unmerged model: add it with python -m loadgen.simulator.measuring --extend")
+        row = self._unmerged.largest(memory_share)
+        name = f"unmerged, {row.bits} bits" + (f", {row.experts_dropped} experts dropped" if row.experts_dropped else "")
+        return SimulatedVersion(name, alike(self._task_types), row.quality, row.quality, row.profiles, row.model_bytes, 0.0)
 
     def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
         """Drawn from the tasks that were measured."""
@@ -115,6 +164,10 @@ def read_profile(path: Path) -> MeasuredModel:
         return MeasuredModel(document)
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise ProfileError(f"{path}: {error!r} is missing or broken; make the profile again") from error
+
+
+def rounded_quality(quality: Mapping[str, float]) -> dict[str, float]:
+    return {t: round(score, 4) for t, score in sorted(quality.items())}
 
 
 def packed(counts_per_task: PerTask) -> str:

@@ -5,7 +5,7 @@ Two kinds: `measured.py` reads a profile of a real model, `stated.py` draws one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,10 @@ class SimulatedModel(Protocol):
         """The model merged for this mix into the memory that holds this share of all experts; a share of 1 is the unmerged model."""
         ...
 
+    def quantised(self, memory_share: float) -> SimulatedVersion:
+        """The unmerged model at as many bits as fit into the same memory; experts are dropped where not even one bit fits."""
+        ...
+
     def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
         """At least one token each."""
         ...
@@ -68,6 +72,11 @@ class SimulatedModel(Protocol):
     def mean_output_tokens(self) -> Mapping[str, float]:
         """By task type, as calibration of the base model would tell."""
         ...
+
+
+def alike(task_types: Sequence[str]) -> dict[str, float]:
+    """The uniform mix."""
+    return dict.fromkeys(task_types, 1.0 / len(task_types))
 
 
 def mix_name(mix: Mapping[str, float]) -> str:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.simulator.edge import Edge
+from loadgen.simulator.holdings import Holding, held_at_first
 from loadgen.simulator.load import Load
 from loadgen.simulator.scenario import Scenario
-from loadgen.simulator.sites import edge_sites, first_versions
+from loadgen.simulator.sites import edge_sites
 from loadgen.simulator.timeline import Priority, Timeline
 from loadgen.simulator.updates import Update, Updates
 from services.core.offload.candidates import CandidateTable
@@ -52,13 +53,13 @@ class Outcome:
         return done
 
 
-def simulate(scenario: Scenario, load: Load, policy: str, trigger: str, seed: int) -> Outcome:
+def simulate(scenario: Scenario, load: Load, policy: str, trigger: str, seed: int, holding: Holding = "merged") -> Outcome:
     """Equal arguments give equal outcomes. Ends when every task of the load has ended."""
-    return _Run(scenario, load, policy, trigger, seed).outcome()
+    return _Run(scenario, load, policy, trigger, seed, holding).outcome()
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, load: Load, policy: str, trigger: str, seed: int) -> None:
+    def __init__(self, scenario: Scenario, load: Load, policy: str, trigger: str, seed: int, holding: Holding) -> None:
         self._scenario, self._load = scenario, load
         self._timeline = Timeline()
         self._prompt_tokens, self._output_tokens = load.prompt_tokens.tolist(), load.output_tokens.tolist()
@@ -68,7 +69,7 @@ class _Run:
         unknown = dict.fromkeys(load.task_types, 1.0 / len(load.task_types))
         self._posteriors = [unknown if scenario.hide_task_type else known[t] for t in load.task_types]
         sites = edge_sites(scenario, seed)
-        versions = first_versions(scenario, sites, seed)
+        versions = held_at_first(scenario, load, sites, seed, holding)
         self._edges = [Edge(site, v, self._prompt_tokens, self._output_tokens) for site, v in zip(sites, versions, strict=True)]
         self._index = {site.edge_id: n for n, site in enumerate(sites)}
         self._ways = [[_way(edge, region) for region in load.regions] for edge in self._edges]

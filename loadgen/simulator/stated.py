@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadgen.simulator.errors import ScenarioError
-from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, mix_name
+from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, alike, mix_name
 from services.core.offload.values import StepTimes
 
 DISTRIBUTIONS = ("constant", "geometric", "uniform")
@@ -24,6 +24,7 @@ class StatedOptions:
     own_quality: float = 0.9
     other_quality: float = 0.1
     whole_share: float = 0.2
+    quantised_quality: float = 0.5  # of every type, on the unmerged model at few bits
     num_layers: int = 12
     num_experts: int = 32
     concentration: float = 0.1  # of the Dirichlet distribution of each type's frequencies: low is specialised
@@ -43,6 +44,8 @@ class StatedOptions:
             raise ScenarioError(f"output_distribution is {self.output_distribution!r}: choose one of {', '.join(DISTRIBUTIONS)}")
         if not self.task_types:
             raise ScenarioError("task_types is empty: name at least one")
+        if not 0.0 <= self.quantised_quality <= self.own_quality:
+            raise ScenarioError(f"quantised_quality is {self.quantised_quality}: a score from 0 to own_quality")
         if not 0.0 <= self.other_quality <= self.own_quality <= 1.0:
             raise ScenarioError("own_quality and other_quality are scores: 0 ≤ other_quality ≤ own_quality ≤ 1")
         if self.output_tokens < 1.0 or self.whole_share <= 0.0:
@@ -77,6 +80,13 @@ class StatedModel:
             name = f"{key[0]}@{memory_share:.0%}"
             self._made[key] = SimulatedVersion(name, dict(mix), quality, quality, self._profiles, size, self._options.build_s)
         return self._made[key]
+
+    def quantised(self, memory_share: float) -> SimulatedVersion:
+        if memory_share >= 1.0:
+            return self.version(alike(self.task_types), 1.0)
+        quality = dict.fromkeys(self.task_types, self._options.quantised_quality)
+        size = round(self._options.full_bytes * memory_share)
+        return SimulatedVersion(f"unmerged@{memory_share:.0%}", alike(self.task_types), quality, quality, self._profiles, size, 0.0)
 
     def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
         options = self._options

@@ -214,7 +214,7 @@ def test_an_oracle_that_is_told_lengths_and_qualities_predicts_better_and_costs_
 
 def test_all_policies_are_the_registered_ones_the_seven_as_strong_as_they_come_ours_and_the_anchors():
     made = {arm.name: arm for arm in arms(["all"], ["jtom"])}
-    assert set(made) == {*policies.names(), "ours", "oracle", "clairvoyant"}
+    assert set(made) == {*policies.names(), "ours", "quantised", "static", "oracle", "clairvoyant"}
     assert (made["multi_moe"].trigger, made["onto"].trigger, made["ours"].trigger) == ("never", "jtom", "portfolio")
     assert [arm.name for arm in arms(["ours", "onto"], ["jtom", "never"])] == ["ours", "onto+jtom", "onto+never"]
 
