@@ -19,11 +19,10 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[attr-defined,un
 from torch import Tensor
 
 from services.model.checkpoint import BaseModel
-from services.model.families.base import ExpertStack
+from services.model.families.base import OUT, ExpertStack
 from services.model.tensor_files import header_problem, write_atomically
 
 _MAX_HEADER_BYTES = 1 << 20
-_OUT = "wo"
 
 Pair = tuple[int, int, int]  # layer, expert, the expert with the larger id
 
@@ -51,7 +50,7 @@ class Aligned:
         """Weights of a group's experts in the order of the first, float32: (len(group), *matrix_shape) each."""
         stack = self._experts[layer]
         orders = torch.from_numpy(np.stack([self.order(layer, group[0], expert) for expert in group])).to(stack.index_map.device)
-        return {name: _reordered(weight[list(group)].float(), orders, _hidden_axis(name)) for name, weight in stack.weights.items()}
+        return {name: _reordered(weight[list(group)].float(), orders, hidden_axis(name)) for name, weight in stack.weights.items()}
 
     def save(self) -> None:
         """Write what was found since the last time."""
@@ -68,7 +67,7 @@ class Aligned:
 
     def _d_ff(self, layer: int) -> int:
         name, weight = next(iter(self._experts[layer].weights.items()))
-        return int(weight.shape[_hidden_axis(name)])
+        return int(weight.shape[hidden_axis(name)])
 
 
 def align(base: BaseModel, cache_dir: Path | None = None) -> Aligned:
@@ -83,9 +82,9 @@ def _match(stack: ExpertStack, reference: int, expert: int) -> NDArray[np.int64]
     return np.asarray(linear_sum_assignment(gain.numpy(), maximize=True)[1], dtype=np.int64)
 
 
-def _hidden_axis(name: str) -> int:
+def hidden_axis(name: str) -> int:
     """Where the hidden units are in a stacked weight: last in the projection out of them, first in everything that leads in."""
-    return 2 if name == _OUT else 1
+    return 2 if name == OUT else 1
 
 
 def _hidden_first(name: str, weight: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ def _hidden_first(name: str, weight: Tensor) -> Tensor:
     weight = weight.detach().float().cpu()
     if weight.dim() == 1:
         return weight.unsqueeze(1)
-    return weight.T if name == _OUT else weight
+    return weight.T if name == OUT else weight
 
 
 def _reordered(weight: Tensor, orders: Tensor, axis: int) -> Tensor:
@@ -115,7 +114,7 @@ def _read(path: Path, experts: Sequence[ExpertStack]) -> dict[Pair, NDArray[np.i
         pairs, rows = stored.get(f"{layer}.pairs"), stored.get(f"{layer}.orders")
         if pairs is None or rows is None:
             continue
-        d_ff = next(weight.shape[_hidden_axis(name)] for name, weight in stack.weights.items())
+        d_ff = next(weight.shape[hidden_axis(name)] for name, weight in stack.weights.items())
         if rows.shape != (pairs.shape[0], d_ff) or not bool((rows.sort(dim=1).values == torch.arange(d_ff)).all()):
             return {}
         for (first, second), row in zip(pairs.tolist(), rows.numpy(), strict=True):

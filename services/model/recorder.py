@@ -16,7 +16,7 @@ class CountingRecorder:
         self._num_experts = [layer.num_experts for layer in shape.layers]
         self._counts: list[Tensor | None] = [None] * len(self._num_experts)
 
-    def record(self, layer: int, chosen: Tensor, logits: Tensor) -> None:
+    def record(self, layer: int, chosen: Tensor, logits: Tensor, inputs: Tensor, gates: Tensor) -> None:
         seen = torch.bincount(chosen.flatten(), minlength=self._num_experts[layer])
         before = self._counts[layer]
         self._counts[layer] = seen if before is None else before + seen
@@ -39,8 +39,8 @@ class GramRecorder:
         self._counter = CountingRecorder(shape)
         self._grams = [torch.zeros(layer.num_experts, layer.num_experts, dtype=torch.float64) for layer in shape.layers]
 
-    def record(self, layer: int, chosen: Tensor, logits: Tensor) -> None:
-        self._counter.record(layer, chosen, logits)
+    def record(self, layer: int, chosen: Tensor, logits: Tensor, inputs: Tensor, gates: Tensor) -> None:
+        self._counter.record(layer, chosen, logits, inputs, gates)
         exact = logits.detach().double()
         self._grams[layer] += (exact.T @ exact).cpu()
 

@@ -30,7 +30,7 @@ class Counter:
     def __init__(self, shape):
         self._counts = np.zeros((len(shape.layers), shape.layers[0].num_experts), dtype=np.int64)
 
-    def record(self, layer, chosen, logits):
+    def record(self, layer, chosen, logits, inputs, gates):
         self._counts[layer] += np.bincount(chosen.flatten().numpy(), minlength=self._counts.shape[1])
 
     def take(self):

@@ -24,7 +24,7 @@ class CountingRecorder:
     def __init__(self) -> None:
         self.num_tokens: dict[int, int] = {}
 
-    def record(self, layer: int, chosen: torch.Tensor, logits: torch.Tensor) -> None:
+    def record(self, layer: int, chosen: torch.Tensor, logits: torch.Tensor, inputs: torch.Tensor, gates: torch.Tensor) -> None:
         assert chosen.shape == (logits.shape[0], 1)
         self.num_tokens[layer] = self.num_tokens.get(layer, 0) + chosen.shape[0]
 

@@ -14,6 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from services.model.families.layers import Expert
+
+OUT = "wo"  # the matrix that leads out of an expert's hidden units, in every family
+
 
 @dataclass(frozen=True, slots=True)
 class MoeLayer:
@@ -60,8 +64,11 @@ class ExpertStack:
 class Recorder(Protocol):
     """Sees every routing choice. Padding never reaches it."""
 
-    def record(self, layer: int, chosen: Tensor, logits: Tensor) -> None:
-        """`chosen` (num_tokens, top_k) int64 original experts; `logits` (num_tokens, num_experts) float32."""
+    def record(self, layer: int, chosen: Tensor, logits: Tensor, inputs: Tensor, gates: Tensor) -> None:
+        """`chosen` (num_tokens, top_k) int64 original experts; `logits` (num_tokens, num_experts) float32.
+
+        `inputs` (num_tokens, d_model) float32 are what the experts get; `gates` (num_tokens, top_k) what their outputs are multiplied by.
+        """
         ...
 
 
@@ -87,6 +94,11 @@ class MoeModel(Protocol):
     @property
     def routers(self) -> Sequence[Tensor]:
         """(num_experts, d_model) float32 each."""
+        ...
+
+    @property
+    def expert(self) -> Expert:
+        """What one expert computes, told by products with its named matrices."""
         ...
 
     def with_experts(self, experts: Sequence[ExpertStack]) -> MoeModel:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Activation = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
+Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by its matrix products; it may not mix tokens
 
 SMALL_EXPERT_PARAMS = 1 << 15  # up to it one batched product over all experts beats one product an expert
 CHUNK_TOKENS = 64
@@ -25,6 +27,11 @@ def gelu_new(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "gelu_new": gelu_new, "silu": F.silu}
+
+
+def plain_expert(activation: Activation) -> Expert:
+    """`wo act(wi x)`."""
+    return lambda product, x: product(activation(product(x, "wi")), "wo")
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

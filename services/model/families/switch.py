@@ -16,7 +16,17 @@ from torch.nn import functional as F
 
 from services.model.errors import CheckpointError, PromptError
 from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
-from services.model.families.layers import ACTIVATIONS, apply_experts, attend, linear, position_buckets, rms_norm, split_heads
+from services.model.families.layers import (
+    ACTIVATIONS,
+    Expert,
+    apply_experts,
+    attend,
+    linear,
+    plain_expert,
+    position_buckets,
+    rms_norm,
+    split_heads,
+)
 from services.model.families.switch_parts import SwitchParts
 from services.model.families.switch_weights import (
     Attention,
@@ -62,6 +72,7 @@ class SwitchModel:
         self._experts = list(experts)
         self._layer_names = tuple(layer_names)
         self._activation = ACTIVATIONS[config.dense_act_fn]
+        self._expert = plain_expert(self._activation)
         self.shape = ModelShape(
             "switch",
             tuple(MoeLayer(name, config.num_experts, 1, 2 * config.d_model * config.d_ff) for name in layer_names),
@@ -83,6 +94,10 @@ class SwitchModel:
     def routers(self) -> Sequence[Tensor]:
         blocks = (*self._weights.encoder.blocks, *self._weights.decoder.blocks)
         return [block.router.weight.float() for block in blocks if block.router is not None]
+
+    @property
+    def expert(self) -> Expert:
+        return self._expert
 
     def with_experts(self, experts: Sequence[ExpertStack]) -> SwitchModel:
         if len(experts) != len(self._layer_names):
@@ -271,7 +286,7 @@ class SwitchModel:
         logits = F.linear(x, block.router.weight.float(), bias)
         probability, chosen = logits.softmax(-1).max(-1)
         if recorder is not None:
-            recorder.record(block.moe_layer, chosen.unsqueeze(1), logits)
+            recorder.record(block.moe_layer, chosen.unsqueeze(1), logits, x, probability.unsqueeze(1))
         stack = self._experts[block.moe_layer]
         rows = stack.index_map.index_select(0, chosen)
         return apply_experts(x, rows, stack.weights["wi"], stack.weights["wo"], self._activation) * probability.unsqueeze(1)
