@@ -12,7 +12,7 @@ from loadgen.simulator.errors import ProfileError, ScenarioError
 from loadgen.simulator.holdings import average_mix, held_at_first
 from loadgen.simulator.load import draw_load
 from loadgen.simulator.measured import Unmerged, read_profile, unpacked
-from loadgen.simulator.measuring import extended
+from loadgen.simulator.measuring import extended, mixes
 from loadgen.simulator.quantising import least_used, unmerged_rows
 from loadgen.simulator.scenario import PROFILES, EdgeGroup, LoadOptions, Phase, Scenario, scenario
 from loadgen.simulator.sites import edge_sites
@@ -136,3 +136,10 @@ def test_arms_at_equal_bytes_run_beside_ours_and_never_update():
 def test_the_quantised_arm_of_the_demo_beats_what_is_merged_once_for_the_average():
     compared = compare(scenario("drift", duration_s=120.0), arms(["quantised", "static"], ["jtom"]), (1,), lambda *_: None)
     assert compared.paired("quantised", "static", "positive_cost").mean < 0.0
+
+
+def test_on_five_tasks_quantising_beats_every_merge_of_the_same_bytes_on_the_type_that_needs_experts():
+    model = read_profile(PROFILES / "five-tasks.json")
+    for share in (0.06, 0.12, 0.22, 0.37):
+        best_merge = max(model.version(mix, share).quality["squad"] for mix in mixes(model.task_types))
+        assert model.quantised(share).quality["squad"] > best_merge
