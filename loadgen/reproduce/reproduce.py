@@ -9,8 +9,9 @@ from typing import Any
 
 from loadgen.experiments import experiment
 from loadgen.reproduce.context import Context
+from loadgen.reproduce.page import page
 from loadgen.reproduce.store import SHARED, Store, sources
-from loadgen.reproduce.write import document, write_data, written
+from loadgen.reproduce.write import document, write_data, write_plots, written
 
 Tell = Callable[[str, int, int, float | None], None]  # experiment, runs done, of how many, seconds that the others may take
 
@@ -32,9 +33,20 @@ def reproduce(
                 made = experiment(current)
                 result = made.run(context)
                 kept = document(current, made.title, made.about, key, result)
+                write_plots(out / current, result.plots)
                 write_data(out / current, kept, result)
             documents.append(kept)
+    (out / "index.html").write_text(page(documents, out, _setup(num_seeds, quick)), encoding="utf-8")
     return documents
+
+
+def _setup(num_seeds: int, quick: bool) -> dict[str, str]:
+    return {
+        "seeds": f"{num_seeds} (half of them in sweeps)",
+        "size": "quick: short runs, to see that it works" if quick else "full",
+        "model": "the demo model as measured (loadgen/scenarios/profiles), and one stated like the paper's Table I where it says so",
+        "simulator": "virtual time, through the engines that run live (loadgen/simulator/README.md)",
+    }
 
 
 def _key(name: str, context: Context) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadgen.reproduce.values import Verdict
@@ -31,10 +32,12 @@ def above_zero(measured: Interval) -> Judged:
 
 
 def near(measured: Interval, claimed: float, within: float) -> Judged:
-    """A claimed value: the interval reaches to less than `within` from it."""
-    rule = f"reproduced: 95 % interval within {within:g} of {claimed:g}; contradicted: outside"
-    off = max(abs(measured.mean - claimed) - measured.ci95, 0.0)
-    return Judged(Verdict.REPRODUCED if off <= within else Verdict.CONTRADICTED, rule)
+    """A claimed value, and how far from it is still near."""
+    rule = f"reproduced: mean within {within:g} of {claimed:g}; contradicted: the whole 95 % interval is further away"
+    off = abs(measured.mean - claimed)
+    if off <= within:
+        return Judged(Verdict.REPRODUCED, rule)
+    return Judged(Verdict.CONTRADICTED if off - measured.ci95 > within else Verdict.NOT_REPRODUCED, rule)
 
 
 def at_most_points(hits: int, points: int) -> Judged:
@@ -60,3 +63,14 @@ def at_every_point(hits: int, points: int) -> Judged:
 def holds(true: bool, rule: str) -> Judged:
     """A statement that is plainly true or false of figures that have no noise."""
     return Judged(Verdict.REPRODUCED if true else Verdict.CONTRADICTED, rule)
+
+
+def best_of(apart: Sequence[Interval]) -> Judged:
+    """A claimed best value against each other one: `apart` are paired costs, the claimed one's less the other's."""
+    rule = (
+        "reproduced: no other value costs less beyond noise, and some cost more; contradicted: another costs less beyond noise; "
+        "not reproduced: nothing differs beyond noise"
+    )
+    if any(value.mean - value.ci95 > 0.0 for value in apart):
+        return Judged(Verdict.CONTRADICTED, rule)
+    return Judged(Verdict.REPRODUCED if any(value.mean + value.ci95 < 0.0 for value in apart) else Verdict.NOT_REPRODUCED, rule)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 # What any run may depend on besides the module of its function. Another byte in one of these, and everything is computed anew.
-SHARED = ("services/core", "loadgen/simulator", "loadgen/scenarios")
+SHARED = ("services/core", "loadgen/simulator", "loadgen/scenarios", "loadgen/reproduce/runs.py")
 
 
 class Store:

@@ -29,6 +29,7 @@ class Claim:
     verdict: Verdict
     rule: str  # what decides the verdict, in words
     why: str = ""  # what explains it, in plain words
+    headline: bool = False  # among the few that the summary shows
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,16 @@ def write_data(folder: Path, data: dict[str, Any], result: Result) -> None:
     (folder / "result.json").write_text(as_json(data), encoding="utf-8")
 
 
+def write_plots(folder: Path, plots: Sequence[Plot]) -> None:
+    from loadgen.reproduce.plots import drawn  # what needs no plots needs no matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in plots:
+        made = drawn(plot)
+        (folder / f"{plot.name}.png").write_bytes(made.png)
+        (folder / f"{plot.name}.svg").write_text(made.svg, encoding="utf-8")
+
+
 def written(folder: Path, key: str) -> dict[str, Any] | None:
     """What stands in the folder, if it was made of the same inputs and is whole."""
     try:

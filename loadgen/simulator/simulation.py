@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from loadgen.simulator.sites import edge_sites
 from loadgen.simulator.timeline import Priority, Timeline
 from loadgen.simulator.updates import Update, Updates
 from services.core.offload.candidates import CandidateTable
-from services.core.offload.engine import offload_engine
+from services.core.offload.engine import OffloadEngine, offload_engine
 from services.core.offload.estimator import OUTPUT_BYTES_PER_TOKEN
 from services.core.offload.given import Oracle
 from services.core.offload.values import EdgeSnapshot, EdgeState, NoCandidateError, Observed, Task
@@ -53,13 +53,30 @@ class Outcome:
         return done
 
 
-def simulate(scenario: Scenario, load: Load, policy: str, trigger: str, seed: int, holding: Holding = "merged") -> Outcome:
-    """Equal arguments give equal outcomes. Ends when every task of the load has ended."""
-    return _Run(scenario, load, policy, trigger, seed, holding).outcome()
+def simulate(
+    scenario: Scenario,
+    load: Load,
+    policy: str,
+    trigger: str,
+    seed: int,
+    holding: Holding = "merged",
+    make_engine: Callable[..., OffloadEngine] = offload_engine,
+) -> Outcome:
+    """Equal arguments give equal outcomes. Ends when every task of the load has ended. `make_engine` is called as `offload_engine` is."""
+    return _Run(scenario, load, policy, trigger, seed, holding, make_engine).outcome()
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, load: Load, policy: str, trigger: str, seed: int, holding: Holding) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        load: Load,
+        policy: str,
+        trigger: str,
+        seed: int,
+        holding: Holding,
+        make_engine: Callable[..., OffloadEngine],
+    ) -> None:
         self._scenario, self._load = scenario, load
         self._timeline = Timeline()
         self._prompt_tokens, self._output_tokens = load.prompt_tokens.tolist(), load.output_tokens.tolist()
@@ -75,7 +92,7 @@ class _Run:
         self._ways = [[_way(edge, region) for region in load.regions] for edge in self._edges]
         self._true_quality: dict[str, Mapping[str, float]] = {}  # by version
         told = {f"task-{n}": float(tokens) for n, tokens in enumerate(self._output_tokens)} if policy == ORACLE else None
-        self._offload = offload_engine(
+        self._offload = make_engine(
             ORACLE_POLICY if policy == ORACLE else policy,
             quality_scale=scenario.quality_scale,
             rng=np.random.default_rng([seed, DECISIONS]),

@@ -5,7 +5,7 @@ The engine decides; what is decided here is only what the controller decides liv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ class Update:
     shift: float
     downtime_s: float
     requested_at_s: float
+    mix: Mapping[str, float]  # what the version was built for
 
 
 @dataclass(slots=True, eq=False)
@@ -156,7 +157,8 @@ class Updates:
         edge, request = rollout.edge, rollout.request
         edge.version = rollout.version
         edge.counted, edge.num_counted = {}, 0
-        self.log.append(Update(now_s, edge.site.edge_id, edge.version.version, request.shift, downtime_s, rollout.requested_at_s))
+        version = edge.version
+        self.log.append(Update(now_s, edge.site.edge_id, version.version, request.shift, downtime_s, rollout.requested_at_s, version.mix))
         self._deployed(edge, request, now_s)
         self._changed(edge, now_s)
 

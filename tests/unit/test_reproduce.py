@@ -65,9 +65,16 @@ def test_claims_about_most_points_and_all_points_differ():
         rules.at_most_points(0, 0)
 
 
-def test_a_claimed_value_is_reproduced_where_the_interval_comes_near():
-    assert rules.near(Interval(10.0, 1.0), 12.0, within=1.0).verdict is Verdict.REPRODUCED
-    assert rules.near(Interval(10.0, 1.0), 15.0, within=1.0).verdict is Verdict.CONTRADICTED
+@pytest.mark.parametrize(("claimed", "verdict"), [(10.5, Verdict.REPRODUCED), (11.5, Verdict.NOT_REPRODUCED), (15.0, Verdict.CONTRADICTED)])
+def test_a_claimed_value_is_contradicted_where_the_whole_interval_is_far_from_it(claimed, verdict):
+    assert rules.near(Interval(10.0, 1.0), claimed, within=1.0).verdict is verdict
+
+
+def test_a_claimed_best_value_must_not_be_beaten_and_must_beat_something_beyond_noise():
+    better, worse, same = Interval(5.0, 1.0), Interval(-5.0, 1.0), Interval(0.5, 1.0)
+    assert rules.best_of([worse, same]).verdict is Verdict.REPRODUCED
+    assert rules.best_of([same]).verdict is Verdict.NOT_REPRODUCED
+    assert rules.best_of([worse, better]).verdict is Verdict.CONTRADICTED
 
 
 def test_every_experiment_is_known_by_its_file_and_an_unknown_one_is_named():

@@ -1,0 +1,141 @@
+"""Draws the plots of a result in the look of the reports: a PNG and an SVG each. Knows panels and labels, no experiment."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from loadgen.report.canvas import EDGE_COLOURS, FAINT, INK, RUN_COLOURS, SPARE_COLOURS, figure, look
+from loadgen.reproduce.values import Bars, Heat, Line, Lines, Panel, Plot
+
+LEADING = {"JTOM": RUN_COLOURS["jtom"], "ONTO": RUN_COLOURS["static"], "ours": "#1f8a5b", "the paper": "#8a93a0"}
+OTHERS = ("#a24bb8", "#c9423f", "#b58a00", "#0f8fa8", "#7a5c3a", "#e377c2", "#6b7684", *EDGE_COLOURS, *SPARE_COLOURS)
+MARKERS = "osD^vPX*<>hp"
+WIDTH_IN, LINES_IN, BAR_IN, CELL_IN = 10.4, 2.75, 0.27, 0.46
+MANY_CELLS = 12  # more columns than this are a picture, not a table
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    name: str
+    png: bytes
+    svg: str
+
+
+def drawn(plot: Plot) -> Drawn:
+    with look():
+        made = _figure(plot)
+        png, svg = io.BytesIO(), io.BytesIO()
+        made.savefig(png, format="png", dpi=130, facecolor="white")
+        made.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return Drawn(plot.name, png.getvalue(), svg.getvalue().decode())
+
+
+def _figure(plot: Plot) -> Figure:
+    across = min(plot.across, len(plot.panels))
+    down = math.ceil(len(plot.panels) / across)
+    height_in = down * max(_height_in(panel, WIDTH_IN / across) for panel in plot.panels)
+    labels = list(dict.fromkeys(line.label for panel in plot.panels if isinstance(panel, Lines) for line in panel.lines))
+    made = figure(WIDTH_IN, height_in + (0.35 if len(labels) > 1 else 0.0))
+    for n, axes in enumerate(made.subplots(down, across, squeeze=False).flat):
+        if n < len(plot.panels):
+            _panel(axes, plot.panels[n], labels)
+        else:
+            axes.set_visible(False)
+    _legend(made, labels)
+    return made
+
+
+def _height_in(panel: Panel, width_in: float) -> float:
+    match panel:
+        case Bars():
+            return 0.95 + BAR_IN * len(panel.labels)
+        case Heat():
+            return 1.05 + min(CELL_IN * len(panel.rows), 0.62 * width_in)
+    return LINES_IN
+
+
+def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    match panel:
+        case Lines():
+            for line in panel.lines:
+                _line(axes, line, labels.index(line.label), few=len(labels) <= len(SPARE_COLOURS))
+            axes.set_ylabel(panel.y_label)
+            if panel.log_y:
+                _log(axes)
+        case Bars():
+            _bars(axes, panel)
+        case Heat():
+            _heat(axes, panel)
+
+
+def _line(axes: Axes, line: Line, position: int, *, few: bool) -> None:
+    colour = LEADING.get(line.label, (SPARE_COLOURS if few else OTHERS)[position % (len(SPARE_COLOURS) if few else len(OTHERS))])
+    x, y = np.array(line.x), np.array(line.y)
+    marker = MARKERS[position % len(MARKERS)] if len(x) <= 25 else ""
+    width, order = (1.0, 2) if line.faint else (2.1, 3)
+    axes.plot(x, y, color=colour, marker=marker, markersize=3.5 if line.faint else 4.5, linewidth=width, zorder=order, label=line.label)
+    if line.ci95:
+        widths = np.array(line.ci95)
+        axes.fill_between(x, y - widths, y + widths, color=colour, alpha=0.08 if line.faint else 0.16, linewidth=0, zorder=order - 1)
+
+
+def _log(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    shown = ScalarFormatter()
+    shown.set_scientific(False)
+    axes.yaxis.set_major_formatter(shown)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _bars(axes: Axes, panel: Bars) -> None:
+    positions = np.arange(len(panel.labels))[::-1]
+    colours = [LEADING["JTOM"] if label in panel.strong else "#9db4d8" for label in panel.labels]
+    axes.barh(positions, panel.values, xerr=panel.ci95 or None, color=colours, height=0.66, error_kw={"ecolor": FAINT, "elinewidth": 1.1})
+    axes.set_yticks(positions, panel.labels, fontsize=8.4)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(False, axis="y")
+    axes.axvline(0.0, color=FAINT, linewidth=0.9)
+
+
+def _heat(axes: Axes, panel: Heat) -> None:
+    values = np.array(panel.values)
+    axes.imshow(values, cmap="viridis" if not panel.numbers else "Blues", vmin=0.0, vmax=_top(values, panel.numbers), aspect="auto")
+    axes.grid(False)
+    axes.set_ylabel(panel.y_label)
+    axes.tick_params(length=0)
+    if len(panel.columns) <= MANY_CELLS:
+        axes.set_xticks(range(len(panel.columns)), panel.columns, fontsize=8)
+        axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize=8)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if panel.numbers:
+        for (row, column), value in np.ndenumerate(values):
+            dark = value > 0.6 * _top(values, True)
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color="#ffffff" if dark else "#16202b")
+
+
+def _top(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], numbers: bool) -> float:
+    """A few hot experts must not make all others look alike."""
+    return max(1.0 if numbers else float(np.quantile(values, 0.99)), 1e-9)
+
+
+def _legend(made: Figure, labels: Sequence[str]) -> None:
+    if len(labels) < 2:
+        return
+    handles: dict[str, Artist] = {}
+    for axes in made.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    made.legend([handles[label] for label in labels], labels, loc="outside upper left", ncols=min(len(labels), 6), fontsize=8.4)

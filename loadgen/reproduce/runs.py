@@ -1,0 +1,139 @@
+"""One simulated run as an input of `Context.map`: which scenario, which arm, which seed. Plain values, so that it can be keyed and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from loadgen.simulator.figures import figures
+from loadgen.simulator.load import draw_load
+from loadgen.simulator.model import SimulatedModel
+from loadgen.simulator.scenario import EdgeGroup, Phase, Scenario, scenario
+from loadgen.simulator.simulation import Outcome, simulate
+from loadgen.simulator.sites import at_speed
+from loadgen.simulator.stated import StatedModel, StatedOptions
+from services.core.baselines import PUBLISHED, Pairing
+
+PAPER_RATE, PAPER_SERVERS, PAPER_UTILISATION = 19.0, 10, 0.8  # the highest rate loads so many servers so much
+TIERS = (("small", 0.22, 0.5), ("medium", 0.30, 1.0), ("large", 0.37, 2.0))  # name, memory share, speed against the medium one
+NO_LIMIT = 1_000_000  # of a queue: the paper rejects nothing
+# Of Table I: mean on and off its diagonal. Whole share: what 22, 30 and 37 % of the experts hold is then 1.8, 2.5 and 3.1 of five tasks.
+ROOMY = StatedOptions(
+    task_types=("COPA", "MultiRC", "SQuAD", "WikiQA", "WinoGrande"),
+    own_quality=0.742,
+    other_quality=0.439,
+    whole_share=0.12,
+    prompt_tokens=7,
+    prompt_bytes=33,
+    output_tokens=3.5,
+    output_distribution="geometric",
+    step_base_s=0.0026,
+    prefill_base_s=0.0043,
+    build_s=0.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A policy and a trigger with their options, under one name."""
+
+    name: str
+    policy: str
+    trigger: str
+    policy_options: Mapping[str, object] = field(default_factory=dict)
+    trigger_options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`base` is a scenario of `loadgen/scenarios`; what is not None stands in for what it says. `num_edges` in the paper's three tiers, at
+    the speed at which `PAPER_RATE` loads `PAPER_SERVERS` of them to `PAPER_UTILISATION`. `model`: "" as the scenario's, "roomy" stated."""
+
+    base: str
+    arm: Arm
+    seed: int
+    duration_s: float
+    rate_per_s: float | None = None
+    num_edges: int | None = None
+    quality_scale: float | None = None
+    model: str = ""
+    phases: tuple[tuple[float, Mapping[str, float]], ...] = ()
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """Every figure of `simulator/figures.py`, by name."""
+    made = scenario_of(run)
+    return asdict(figures(outcome_of(run, made), made.quality_scale))
+
+
+def outcome_of(run: Run, made: Scenario) -> Outcome:
+    return simulate(made, draw_load(made, run.seed), run.arm.policy, run.arm.trigger, run.seed)
+
+
+def scenario_of(run: Run) -> Scenario:
+    base = scenario(run.base)
+    changed: dict[str, Any] = {"duration_s": run.duration_s}
+    if run.model:
+        changed["model"] = _roomy()
+    if run.quality_scale is not None:
+        changed["quality_scale"] = run.quality_scale
+    load = base.load if run.rate_per_s is None else replace(base.load, rate_per_s=run.rate_per_s)
+    if run.phases:
+        load = replace(load, phases=tuple(Phase(start, mix) for start, mix in run.phases))
+    if run.num_edges is not None:
+        changed["edges"] = paper_edges(run.num_edges, paper_speed(changed.get("model", base.model)))
+    policies = {**base.policies, run.arm.policy: {**base.policies.get(run.arm.policy, {}), **run.arm.policy_options}}
+    triggers = {**base.triggers, run.arm.trigger: {**base.triggers.get(run.arm.trigger, {}), **run.arm.trigger_options}}
+    return replace(base, load=load, policies=policies, triggers=triggers, **changed)
+
+
+def paper_edges(num_edges: int, speed: float) -> tuple[EdgeGroup, ...]:
+    """The three tiers in turn; one task at a time, nothing rejected."""
+    counts = [num_edges // 3 + (n < num_edges % 3) for n in range(3)]
+    tiers = zip(counts, TIERS, strict=True)
+    return tuple(EdgeGroup(name, n, share, speed * faster, 1, NO_LIMIT) for n, (name, share, faster) in tiers if n)
+
+
+def paper_speed(model: SimulatedModel) -> float:
+    """Of a medium server, against the machine that the model was measured on."""
+    sums = sum(group.count * group.speed for group in paper_edges(PAPER_SERVERS, 1.0))
+    return PAPER_RATE * usual_task_s(model) / (PAPER_UTILISATION * sums)
+
+
+def utilisation(rate_per_s: float, num_edges: int) -> float:
+    """Share of all servers' time that the paper's load takes, if all do their share."""
+    speeds = [sum(group.count * group.speed for group in paper_edges(n, 1.0)) for n in (PAPER_SERVERS, num_edges)]
+    return PAPER_UTILISATION * rate_per_s / PAPER_RATE * speeds[0] / speeds[1]
+
+
+def usual_task_s(model: SimulatedModel) -> float:
+    """Mean time that a task takes alone on an edge of speed 1."""
+    rng = np.random.default_rng(0)
+    times = at_speed(model.step_times, 1.0)
+    drawn = [model.lengths(t, 1000, rng) for t in model.task_types]
+    prompt, output = (np.mean([getattr(lengths, name).mean() for lengths in drawn]) for name in ("prompt_tokens", "output_tokens"))
+    reading_s = times.prefill_base_s + times.prefill_token_s * float(prompt)
+    return reading_s + (times.step_base_s + times.step_row_s) * float(output)
+
+
+@cache
+def _roomy() -> StatedModel:
+    return StatedModel(ROOMY)
+
+
+ONTO = Arm("ONTO", "onto", "never")
+OURS = Arm("ours", "onto", "portfolio")
+
+
+def _arm(name: str, pairing: Pairing) -> Arm:
+    return Arm(name, pairing.policy, pairing.trigger, dict(pairing.policy_options), dict(pairing.trigger_options))
+
+
+SEVEN = tuple(baseline for baseline in PUBLISHED if baseline.name != "Tanbr")  # those that the paper compares with
+PAPER_FORMS = tuple(_arm(baseline.name, baseline.paper) for baseline in SEVEN)
+STRONG_FORMS = tuple(_arm(f"{baseline.name}, strongest", baseline.strong) for baseline in SEVEN)
+JTOM = Arm("JTOM", "onto", "jtom", {}, dict(PAPER_FORMS[0].trigger_options))
