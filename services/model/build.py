@@ -21,7 +21,7 @@ from moedge.v1 import merger_pb2
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
 from services.core.merging.recipes import BEST, CANDIDATES, PRODUCT
-from services.core.merging.values import Frequencies, LayerPlan, MergePlan
+from services.core.merging.values import ExpertForm, Frequencies, LayerPlan, MergePlan
 from services.model.alignment import Aligned, align
 from services.model.blob_store import BlobStore
 from services.model.calibration import Calibration, Measured, Scorer, calibrate, calibration_id, measure
@@ -305,7 +305,11 @@ class Builder:
         except OSError:
             return None
         layers = tuple(
-            LayerPlan(tuple(map(tuple, layer["groups"])), tuple(map(tuple, layer["coefficients"])), layer["bits"], layer["rank"])
+            LayerPlan(
+                tuple(map(tuple, layer["groups"])),
+                tuple(map(tuple, layer["coefficients"])),
+                tuple(ExpertForm(**form) for form in layer.get("forms", ())),
+            )
             for layer in told["layers"]
         )
         plan = MergePlan(told["base"], told["method"], layers, told["recovery_steps"])

@@ -23,10 +23,8 @@ def merged_experts(base: BaseModel, aligned: Aligned, plan: MergePlan) -> list[E
 
 
 def _merged_layer(stack: ExpertStack, aligned: Aligned, number: int, plan: LayerPlan, method: MergeMethod) -> ExpertStack:
-    if plan.bits not in (16, 32) or plan.rank != 0:
-        raise ValueError(
-            f"plan: layer {number} asks for {plan.bits} bits and rank {plan.rank}; merged experts are kept as they are, rank 0"
-        )
+    if plan.forms:
+        raise ValueError(f"plan: layer {number} asks for forms; a merge by {method.__module__} keeps experts as they are")
     if plan.groups == tuple((expert,) for expert in range(stack.num_kept)):
         return stack
     merged = {name: weight.new_empty((len(plan.groups), *weight.shape[1:])) for name, weight in stack.weights.items()}

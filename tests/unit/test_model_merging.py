@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from services.core.merging.errors import OptionError
-from services.core.merging.values import LayerPlan, MergePlan
+from services.core.merging.values import ExpertForm, LayerPlan, MergePlan
 from services.model.alignment import align
 from services.model.checkpoint import BaseModel, read_base
 from services.model.families.base import ExpertStack
@@ -158,5 +158,5 @@ def test_merge_methods_are_found_from_their_files(base):
     assert merge_methods() == ("average", "dominant", "m-smoe")
     with pytest.raises(OptionError, match="m-smoe"):
         merge_method("m-smo")
-    with pytest.raises(ValueError, match="bits"):
-        merged_experts(base, align(base), make_plan(base, replace(PAIRS, bits=4)))
+    with pytest.raises(ValueError, match="forms"):
+        merged_experts(base, align(base), make_plan(base, replace(PAIRS, forms=(ExpertForm(4, 48),) * 4)))

@@ -39,7 +39,6 @@ def make_plan(
     frequencies: Frequencies | None = None,
     recovery_steps: int = 0,
     floor: int = 1,
-    bits: int = 16,
     keep_gain: float = 0.1,
 ) -> MergePlan:
     """The plan for traffic of the given mix. A budget that holds every expert gives the identity plan, without recovery.
@@ -58,7 +57,7 @@ def make_plan(
     favoured = np.stack([layer.favoured(row) for layer, row in zip(held, use, strict=True)])
     ranking = allocate.ranking(favoured, [] if frequencies is not None else _task_uses(profiles, mix), num_slots(budget))
     kept = filled(budget, allocate.slot_order(ranking, floor), floor, num_experts)
-    layers = tuple(_layer_plan(group(ranking[i], statistics[i], kept[i], held[i].bonus), use[i], held[i], bits) for i in range(num_layers))
+    layers = tuple(_layer_plan(group(ranking[i], statistics[i], kept[i], held[i].bonus), use[i], held[i]) for i in range(num_layers))
     unmerged = sum(kept) == num_layers * num_experts
     return MergePlan(profiles.base, method, layers, 0 if unmerged else recovery_steps)
 
@@ -106,7 +105,7 @@ def _usage(statistics: tuple[LayerStatistics, ...], frequencies: Frequencies | N
     return np.where(seen, normalised(frequencies), of_mix)
 
 
-def _layer_plan(groups: Groups, usage: NDArray[np.float64], held: PresentLayer, bits: int) -> LayerPlan:
+def _layer_plan(groups: Groups, usage: NDArray[np.float64], held: PresentLayer) -> LayerPlan:
     chosen = [held.kept(members, coefficients(usage[list(members)])) for members in groups]
     chosen.sort(key=lambda group: group[0][0])
-    return LayerPlan(tuple(members for members, _ in chosen), tuple(weights for _, weights in chosen), bits=bits)
+    return LayerPlan(tuple(members for members, _ in chosen), tuple(weights for _, weights in chosen))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.merging.errors import CountsError
-from services.core.merging.values import LayerPlan, MergePlan
+from services.core.merging.values import ExpertForm, LayerPlan, MergePlan
 
 Group = tuple[tuple[int, ...], tuple[float, ...]]
 
@@ -63,8 +63,12 @@ def changed_groups(plan: MergePlan, present: MergePlan) -> tuple[tuple[int, int]
     """(layer, group) of `plan` that `present` does not hold: what an edge must fetch when coming from `present`."""
     changed: list[tuple[int, int]] = []
     for i, (new, old) in enumerate(zip(plan.layers, present.layers, strict=True)):
-        held = {(tuple(zip(m, w, strict=True)), old.bits, old.rank) for m, w in zip(old.groups, old.coefficients, strict=True)}
-        for g, (members, weights) in enumerate(zip(new.groups, new.coefficients, strict=True)):
-            if (tuple(zip(members, weights, strict=True)), new.bits, new.rank) not in held:
-                changed.append((i, g))
+        held = set(_told_groups(old))
+        changed += [(i, g) for g, told in enumerate(_told_groups(new)) if told not in held]
     return tuple(changed)
+
+
+def _told_groups(layer: LayerPlan) -> list[tuple[object, ...]]:
+    """Members with their coefficients, and the form, of each group."""
+    forms: tuple[ExpertForm | None, ...] = layer.forms or (None,) * len(layer.groups)
+    return [(members, weights, form) for members, weights, form in zip(layer.groups, layer.coefficients, forms, strict=True)]

@@ -31,16 +31,24 @@ class ActivationWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertForm:
+    """How one expert is held. `bits` 0: not at all; 16: as it is. `units`: hidden units kept. `rank`: of a low-rank correction."""
+
+    bits: int
+    units: int
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LayerPlan:
     """How one MoE layer is merged: `groups` of original expert ids (dominant first), each with merge coefficients that sum to 1.
 
-    `bits` 16 or 32 means stored as is; `rank` 0 means no low-rank correction.
+    `forms`, one a group, say in how many bits, hidden units and ranks each is held; without them all are held as they are.
     """
 
     groups: tuple[tuple[int, ...], ...]
     coefficients: tuple[tuple[float, ...], ...]
-    bits: int = 16
-    rank: int = 0
+    forms: tuple[ExpertForm, ...] = ()
 
     @property
     def index_map(self) -> tuple[int, ...]:
