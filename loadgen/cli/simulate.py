@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,9 @@ from loadgen.cli import options
 from loadgen.cli.console import CommandError, command, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
-    from loadgen.simulator.comparison import Comparison
+    from collections.abc import Sequence
+
+    from loadgen.simulator.comparison import Arm, Comparison
     from loadgen.simulator.figures import Interval
 
 COSTS = {
@@ -30,6 +33,13 @@ SERVICE = {
     "downtime_s": "down s",
     "rejected": "rejected",
 }
+
+
+class Form(StrEnum):
+    """Of the paper's baselines."""
+
+    paper = "paper"
+    strong = "strong"
 
 
 @command
@@ -50,6 +60,7 @@ def simulate(
         Path | None, typer.Option(help="Arrivals from a trace (Azure LLM 2023, Mooncake, BurstGPT; .gz or plain).", metavar="FILE")
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time, each on a core of its own; 0: as many as there are cores.")] = 0,
+    forms: Annotated[Form, typer.Option(help="The paper's baselines as published, or as strong as is reasonable here.")] = Form.strong,
     json: options.Json = False,
 ) -> None:
     """Replay a scenario's load in virtual time.
@@ -68,7 +79,7 @@ def simulate(
         if read.load.arrivals != "trace":
             raise CommandError(f"trace: scenario {read.name} draws its own arrivals; use the scenario trace, or set load.arrivals")
         arrival_s = read_trace(trace).arrival_s
-    chosen = arms(_names(policies), _names(triggers))
+    chosen = arms(_names(policies), _names(triggers), forms.value)
     console = stderr()
 
     def tell(what: str, done: int, total: int) -> None:
@@ -76,23 +87,32 @@ def simulate(
 
     compared = compare(read, chosen, range(first_seed, first_seed + seeds), tell, arrival_s, jobs or os.cpu_count() or 1)
     if json:
-        print_json(as_json(compared, {arm.name: (arm.policy, arm.trigger) for arm in chosen}))
+        print_json(as_json(compared, chosen, forms))
     else:
         _print(compared, read.about)
 
 
-def as_json(compared: Comparison, names: dict[str, tuple[str, str]]) -> dict[str, object]:
+def as_json(compared: Comparison, arms: Sequence[Arm], forms: Form) -> dict[str, object]:
     from loadgen.simulator.comparison import CLAIRVOYANT, OURS
     from loadgen.simulator.figures import as_json as intervals
 
     told: dict[str, dict[str, object]] = {}
-    for name, (policy, trigger) in names.items():
-        told[name] = {"policy": policy, "trigger": trigger, **intervals(compared.summary(name))}
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        name = arm.name
+        told[name] = {"policy": arm.policy, "trigger": arm.trigger, "holding": arm.holding, **intervals(compared.summary(name))}
         for key, other in (("regret", CLAIRVOYANT.name), ("above_ours", OURS.name)):
             if other in names:
                 told[name][key] = asdict(compared.paired(name, other, "positive_cost"))
     ours, best = OURS.name if OURS.name in names else None, compared.best_baseline()
-    about = {"schema_version": 1, "scenario": compared.scenario, "seeds": list(compared.seeds), "ours": ours, "best_baseline": best}
+    about = {
+        "schema_version": 1,
+        "scenario": compared.scenario,
+        "seeds": list(compared.seeds),
+        "forms": forms.value,
+        "ours": ours,
+        "best_baseline": best,
+    }
     return {**about, "policies": told}
 
 

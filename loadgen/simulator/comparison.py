@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from signal import SIG_IGN, SIGINT, signal
+from typing import Literal
 
 from loadgen.simulator.errors import SimulationInputError
 from loadgen.simulator.figures import Figures, Interval, figures, interval, over_seeds
 from loadgen.simulator.holdings import Holding
 from loadgen.simulator.load import draw_load
+from loadgen.simulator.runtimes import swap_s
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.simulation import ORACLE, simulate
 from services.core.baselines import PUBLISHED
@@ -27,12 +29,15 @@ Tell = Callable[[str, int, int], None]  # what runs, how many runs are done, of 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A policy with a trigger, over what the edges hold; `name` is the policy's where all arms have the same trigger."""
+    """A policy with a trigger, over what the edges hold; `name` is the policy's where all arms have the same trigger. Options given here
+    go before a scenario's."""
 
     name: str
     policy: str
     trigger: str
     holding: Holding = "merged"
+    policy_options: Mapping[str, object] = field(default_factory=dict)
+    trigger_options: Mapping[str, object] = field(default_factory=dict)
 
 
 OURS = Arm("ours", "onto", "portfolio")  # what moedge does
@@ -40,6 +45,7 @@ CLAIRVOYANT = Arm("clairvoyant", "onto", "clairvoyant")  # told when traffic cha
 QUANTISED = Arm("quantised", "onto", "never", "quantised")  # the two rivals at equal bytes that need no adaptation
 STATIC = Arm("static", "onto", "never", "static")
 OWN = (OURS, CLAIRVOYANT, QUANTISED, STATIC)  # arms with a trigger of their own
+Form = Literal["paper", "strong"]  # of the seven baselines: `core/baselines.py`
 SEVEN = ("mas", "lcs", "heft", "qual_greedy", "qos_quant", "moe_load", "multi_moe")  # policies of the paper's baselines
 
 
@@ -63,23 +69,38 @@ class Comparison:
         return interval([getattr(one, figure) - getattr(two, figure) for one, two in pairs])
 
 
-def arms(policy_names: Sequence[str], trigger_names: Sequence[str]) -> tuple[Arm, ...]:
-    """`all` policies: every name that is registered, the seven with the update rule of their strongest form, then those of `OWN` and
-    `oracle`, which can be named alone too. Those of `OWN` have a trigger of their own."""
+def arms(policy_names: Sequence[str], trigger_names: Sequence[str], form: Form = "strong") -> tuple[Arm, ...]:
+    """`all` policies: every name that is registered, the seven with the update rule of this form, then those of `OWN` and `oracle`,
+    which can be named alone too. Those of `OWN` have a trigger of their own; the seven run with the trigger given when named alone."""
     given = [name.replace("-", "_") for name in policy_names]
     rules = _known(trigger_names, triggers.names(), "trigger")
     chosen = _known(given, [*policies.names(), *(arm.name for arm in OWN)], "policy", (ORACLE,))
     if "all" in given and ORACLE not in chosen:
         chosen.append(ORACLE)
-    own = {arm.name: arm for arm in ([*OWN, *strongest()] if "all" in given and len(rules) == 1 else OWN)}
-    made = [own.get(p, Arm(p, p, t)) if len(rules) == 1 or p in own else Arm(f"{p}+{t}", p, t) for p in chosen for t in rules]
-    return tuple(dict.fromkeys(made))
+    seven = {arm.policy: arm for arm in published(form)}
+    own = {arm.name: arm for arm in ([*OWN, *seven.values()] if "all" in given and len(rules) == 1 else OWN)}
+    made = [own.get(p) or _with_rule(seven.get(p, Arm(p, p, t)), t, len(rules) > 1) for p in chosen for t in rules]
+    return tuple({arm.name: arm for arm in made}.values())
 
 
-def strongest() -> tuple[Arm, ...]:
-    """The seven published baselines, each with the update rule that goes with its strongest form."""
-    pairs = [baseline.strong for baseline in PUBLISHED if baseline.strong.policy in SEVEN]
-    return tuple(Arm(pair.policy, pair.policy, pair.trigger) for pair in pairs)
+def published(form: Form = "strong") -> tuple[Arm, ...]:
+    """The seven baselines of the paper in one form: their dispatch, the update rule that goes with it, and what their servers hold.
+
+    In the paper's form QoS-Quant and MoE-Load run on top of a merged model in the memory that holds it: all of its experts stay resident in
+    16 bits, so their servers are servers of a merged model. Multi-MoE's hold its variants in both forms.
+    """
+    made = []
+    for baseline in PUBLISHED:
+        pair = baseline.paper if form == "paper" else baseline.strong
+        if pair.policy in SEVEN:
+            holding: Holding = "merged" if form == "paper" and baseline.runtime != "multi_model" else baseline.runtime
+            made.append(Arm(pair.policy, pair.policy, pair.trigger, holding, pair.policy_options, pair.trigger_options))
+    return tuple(made)
+
+
+def _with_rule(arm: Arm, trigger: str, several: bool) -> Arm:
+    options = arm.trigger_options if arm.trigger == trigger else {}
+    return replace(arm, name=f"{arm.policy}+{trigger}" if several else arm.name, trigger=trigger, trigger_options=options)
 
 
 def compare(
@@ -106,10 +127,18 @@ def compare(
 
 def _run(scenario: Scenario, trace_arrival_s: Instants | None, pair: tuple[Arm, int]) -> Figures:
     arm, seed = pair
-    outcome = simulate(scenario, draw_load(scenario, seed, trace_arrival_s), arm.policy, arm.trigger, seed, arm.holding)
+    load = draw_load(scenario, seed, trace_arrival_s)
+    outcome = simulate(_with_options(scenario, arm), load, arm.policy, arm.trigger, seed, arm.holding)
     if not outcome.completed.any():
         raise SimulationInputError(f"{scenario.name}: {arm.name} completed no task; give the edges a larger max_queue or a link")
     return figures(outcome, scenario.quality_scale)
+
+
+def _with_options(scenario: Scenario, arm: Arm) -> Scenario:
+    told = {"swap_s": swap_s(scenario)} if arm.holding == "multi_model" else {}
+    policies_options = {**scenario.policies, arm.policy: {**told, **scenario.policies.get(arm.policy, {}), **arm.policy_options}}
+    triggers_options = {**scenario.triggers, arm.trigger: {**scenario.triggers.get(arm.trigger, {}), **arm.trigger_options}}
+    return replace(scenario, policies=policies_options, triggers=triggers_options)
 
 
 def _known(given: Sequence[str], registered: Sequence[str], kind: str, others: Sequence[str] = ()) -> list[str]:

@@ -11,9 +11,11 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from loadgen.simulator.model import SimulatedVersion
 from services.core.offload.values import Link, StepTimes
+from services.core.runtimes import Effect
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +28,13 @@ class EdgeSite:
     memory_share: float
     max_batch: int
     max_queue: int
+    speed: float = 1.0  # of the machine that was measured; step times are in it already
+
+
+class TaskRuntime(Protocol):
+    """What a server that holds no merged model does to a task that begins."""
+
+    def begin(self, task: int) -> Effect: ...
 
 
 class Edge:
@@ -39,16 +48,27 @@ class Edge:
         "admitting",
         "available_at_s",
         "counted",
+        "effects",
         "num_counted",
         "queue",
+        "runtime",
         "site",
         "turn_at_s",
         "version",
     )
 
-    def __init__(self, site: EdgeSite, version: SimulatedVersion, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        site: EdgeSite,
+        version: SimulatedVersion,
+        prompt_tokens: Sequence[int],
+        output_tokens: Sequence[int],
+        runtime: TaskRuntime | None = None,
+    ) -> None:
         self.site = site
         self.version = version
+        self.runtime = runtime
+        self.effects: list[Effect] = []  # of the tasks that began last, where there is a runtime
         self.queue: deque[int] = deque()  # tasks, first in, first out
         self.admitting = True
         self.available_at_s = 0.0
@@ -106,6 +126,9 @@ class Edge:
         self._anchor_s = now_s
         if begun:
             self._anchor_s += times.prefill_base_s + times.prefill_token_s * sum(self._prompt_tokens[task] for task in begun)
+            if self.runtime is not None:
+                self.effects = [self.runtime.begin(task) for task in begun]
+                self._anchor_s += sum(effect.extra_s for effect in self.effects)
         self._step_s = times.step_base_s + times.step_row_s * len(running)
         self.turn_at_s = self._anchor_s + (running[0][0] - step) * self._step_s
         return ended, begun

@@ -31,6 +31,7 @@ class Figures:
     wait_prediction_error_s: float  # mean absolute error of predicted completion time
     rejected: float
     tasks: float
+    host_bytes: float  # that runtimes hold in host memory, beside the edges' shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def figures(outcome: Outcome, quality_scale: float) -> Figures:
         wait_prediction_error_s=float(error_s.mean()),
         rejected=float(len(outcome.load) - len(finished)),
         tasks=float(len(outcome.load)),
+        host_bytes=outcome.host_bytes,
     )
 
 

@@ -16,8 +16,10 @@ from loadgen.simulator.errors import ProfileError
 from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, alike, mix_name
 from services.core.merging.mix import distance
 from services.core.offload.values import StepTimes
+from services.core.runtimes.mixed_precision import Sizes
 
 FORMAT = 1
+FOUR_BITS = 4
 COUNTS_PER = 100  # activation counts are kept for so many tasks, as whole numbers
 
 
@@ -60,6 +62,9 @@ class Unmerged:
             for row in told["rows"]
         ]
 
+    def row(self, bits: int) -> FewBits:
+        return next(row for row in self.rows if row.bits == bits and row.experts_dropped == 0)
+
     def largest(self, memory_share: float) -> FewBits:
         """In the bytes of a merge that keeps this share of all experts."""
         memory_bytes = self.non_expert_bytes + memory_share * (self.full_bytes - self.non_expert_bytes)
@@ -76,6 +81,7 @@ class MeasuredModel:
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         shape = (int(document["num_layers"]), int(document["num_experts"]))
+        self._num_experts = shape[0] * shape[1]
         self._task_types = tuple(sorted(document["task_types"]))
         self._step_times = StepTimes(**document["step_times"])
         self._lengths = {t: np.array(document["lengths"][t], dtype=np.int64) for t in self._task_types}
@@ -127,11 +133,25 @@ class MeasuredModel:
         """States the quality that it has."""
         if memory_share >= 1.0:
             return self.version(alike(self._task_types), 1.0)
-        if self._unmerged is None:
-            raise ProfileError("the profile lacks the unmerged model: add it with python -m loadgen.simulator.measuring --extend")
-        row = self._unmerged.largest(memory_share)
+        row = self.unmerged.largest(memory_share)
         name = f"unmerged, {row.bits} bits" + (f", {row.experts_dropped} experts dropped" if row.experts_dropped else "")
         return SimulatedVersion(name, alike(self._task_types), row.quality, row.quality, row.profiles, row.model_bytes, 0.0)
+
+    @property
+    def unmerged(self) -> Unmerged:
+        if self._unmerged is None:
+            raise ProfileError("the profile lacks the unmerged model: add it with python -m loadgen.simulator.measuring --extend")
+        return self._unmerged
+
+    @property
+    def sizes(self) -> Sizes:
+        told, num_experts = self.unmerged, self._num_experts
+        at_4_bits = (told.row(FOUR_BITS).model_bytes - told.non_expert_bytes) / num_experts
+        return Sizes(num_experts, (told.full_bytes - told.non_expert_bytes) / num_experts, at_4_bits, told.non_expert_bytes)
+
+    @property
+    def four_bit_quality(self) -> Mapping[str, float]:
+        return self.unmerged.row(FOUR_BITS).quality
 
     def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
         """Drawn from the tasks that were measured."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from services.core.merging.mix import expected
 from services.core.merging.values import Frequencies, normalised
 from services.core.offload.values import StepTimes
+from services.core.runtimes.mixed_precision import Sizes
 
 PerTask = NDArray[np.float64]  # (num_layers, num_experts) expected activation counts of one task
 
@@ -63,6 +64,16 @@ class SimulatedModel(Protocol):
 
     def quantised(self, memory_share: float) -> SimulatedVersion:
         """The unmerged model at as many bits as fit into the same memory; experts are dropped where not even one bit fits."""
+        ...
+
+    @property
+    def sizes(self) -> Sizes:
+        """Bytes of the unmerged model as edges would hold it, an expert at 16 bits and at 4."""
+        ...
+
+    @property
+    def four_bit_quality(self) -> Mapping[str, float]:
+        """Of the unmerged model with every expert at 4 bits."""
         ...
 
     def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:

@@ -116,6 +116,23 @@ class UpdateOptions:
         _at_least(1, report_tasks=self.report_tasks)
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """Servers of QoS-Quant, MoE-Load and Multi-MoE. `host_memory`: beside what an edge may hold there is memory enough for all experts, and
+    a link to it; without, these servers hold a merged model where the unmerged one does not fit."""
+
+    host_memory: bool = True
+    link_bytes_per_s: float = 12e9  # of an edge with speed 1; slower edges have slower links
+    preference_tasks: int = 64  # last tasks whose majority QoS-Quant's plan follows
+    foreign_loss: float = 0.1  # β, assumed: share of quality lost where all tokens meet another variant's experts
+
+    def __post_init__(self) -> None:
+        _above_zero(link_bytes_per_s=self.link_bytes_per_s)
+        _at_least(1, preference_tasks=self.preference_tasks)
+        if not 0.0 <= self.foreign_loss <= 1.0:
+            raise ValueError(f"foreign_loss is {self.foreign_loss}: a share from 0 to 1")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scenario:
     name: str
@@ -131,6 +148,7 @@ class Scenario:
     hide_task_type: bool = False  # the broker believes every type equally probable
     area: Area | None = None
     updates: UpdateOptions = field(default_factory=UpdateOptions)
+    runtimes: RuntimeOptions = field(default_factory=RuntimeOptions)
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options by policy
     triggers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -198,7 +216,7 @@ def scenario(name_or_file: str, **overrides: Any) -> Scenario:
     return _scenario({**document, **overrides}, path)
 
 
-_TABLES = ("model", "edges", "load", "area", "updates", "policies", "triggers")
+_TABLES = ("model", "edges", "load", "area", "updates", "runtimes", "policies", "triggers")
 _PLAIN = ("about", "duration_s", "quality_scale", "max_tokens", "first_models", "draw_scores", "hide_task_type")
 
 
@@ -214,6 +232,7 @@ def _scenario(document: dict[str, Any], path: Path) -> Scenario:
         "load": read_table(document.get("load", {}), LoadOptions, "load"),
         "area": read_table(document["area"], Area, "area") if "area" in document else None,
         "updates": read_table(document.get("updates", {}), UpdateOptions, "updates"),
+        "runtimes": read_table(document.get("runtimes", {}), RuntimeOptions, "runtimes"),
     }
     for kind in ("policies", "triggers"):
         made[kind] = {name: dict(known_only(table, table, f"{kind}.{name}")) for name, table in document.get(kind, {}).items()}

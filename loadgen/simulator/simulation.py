@@ -46,6 +46,7 @@ class Outcome:
     quality: NDArray[np.float64]
     updates: tuple[Update, ...]
     num_reports: int
+    host_bytes: float = 0.0  # held beside the edges' memory shares, all edges together
 
     @property
     def completed(self) -> NDArray[np.bool_]:
@@ -86,8 +87,11 @@ class _Run:
         unknown = dict.fromkeys(load.task_types, 1.0 / len(load.task_types))
         self._posteriors = [unknown if scenario.hide_task_type else known[t] for t in load.task_types]
         sites = edge_sites(scenario, seed)
-        versions = held_at_first(scenario, load, sites, seed, holding)
-        self._edges = [Edge(site, v, self._prompt_tokens, self._output_tokens) for site, v in zip(sites, versions, strict=True)]
+        held = held_at_first(scenario, load, sites, seed, holding)
+        self._host_bytes = sum(one.runtime.host_bytes for one in held if one.runtime is not None)
+        self._edges = [
+            Edge(site, one.version, self._prompt_tokens, self._output_tokens, one.runtime) for site, one in zip(sites, held, strict=True)
+        ]
         self._index = {site.edge_id: n for n, site in enumerate(sites)}
         self._ways = [[_way(edge, region) for region in load.regions] for edge in self._edges]
         self._true_quality: dict[str, Mapping[str, float]] = {}  # by version
@@ -102,7 +106,8 @@ class _Run:
         )
         self._snapshots: tuple[EdgeSnapshot, ...] = ()
         rng = np.random.default_rng([seed, ACTIVATIONS])
-        self._updates = Updates(scenario, trigger, self._edges, self._timeline, rng, self._changed)
+        merged = [edge for edge in self._edges if edge.runtime is None]
+        self._updates = Updates(scenario, trigger, merged, self._timeline, rng, self._changed)
         self._snapshots = tuple(self._snapshot(edge, 0.0) for edge in self._edges)
         num = len(load)
         self._ids = [f"task-{n}" for n in range(num)]
@@ -134,6 +139,7 @@ class _Run:
             quality=np.array(self._quality),
             updates=tuple(self._updates.log),
             num_reports=self._updates.num_reports,
+            host_bytes=self._host_bytes,
         )
 
     def _arrived(self, n: int, now_s: float) -> None:
@@ -187,6 +193,9 @@ class _Run:
             self._version_of[n] = version.version
             self._quality[n] = version.quality[self._load.task_types[self._types[n]]]
             self._offload.started(self._ids[n], now_s)
+        if begun and edge.runtime is not None:
+            for n, effect in zip(begun, edge.effects, strict=True):
+                self._quality[n] = effect.quality
         if edge.num_running:
             self._timeline.at(edge.turn_at_s, Priority.TURN, self._turn, edge)
         elif not edge.admitting:

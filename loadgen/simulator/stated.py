@@ -10,6 +10,7 @@ import numpy as np
 from loadgen.simulator.errors import ScenarioError
 from loadgen.simulator.model import Lengths, PerTask, SimulatedVersion, alike, mix_name
 from services.core.offload.values import StepTimes
+from services.core.runtimes.mixed_precision import Sizes
 
 DISTRIBUTIONS = ("constant", "geometric", "uniform")
 STATED_SEED = 20261122  # a stated model is the same in every run
@@ -87,6 +88,17 @@ class StatedModel:
         quality = dict.fromkeys(self.task_types, self._options.quantised_quality)
         size = round(self._options.full_bytes * memory_share)
         return SimulatedVersion(f"unmerged@{memory_share:.0%}", alike(self.task_types), quality, quality, self._profiles, size, 0.0)
+
+    @property
+    def sizes(self) -> Sizes:
+        """All bytes are the experts'; 4 bits are 5 with their scales."""
+        num_experts = self._options.num_layers * self._options.num_experts
+        expert_bytes = self._options.full_bytes / num_experts
+        return Sizes(num_experts, expert_bytes, expert_bytes * 5 / 16, 0.0)
+
+    @property
+    def four_bit_quality(self) -> Mapping[str, float]:
+        return dict.fromkeys(self.task_types, self._options.quantised_quality)
 
     def lengths(self, task_type: str, num_tasks: int, rng: np.random.Generator) -> Lengths:
         options = self._options

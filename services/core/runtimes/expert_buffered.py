@@ -21,20 +21,28 @@ def num_misses(accesses: Sequence[int], room: int, eviction: Eviction) -> int:
     """Of experts used in this order, with an empty buffer that holds `room` of them."""
     if room < 1:
         return len(accesses)
-    next_use = _next_uses(accesses)
-    held: dict[int, int] = {}  # expert -> what the rule compares: when it came in, was last used, or is used next
+    next_use = _next_uses(accesses) if eviction == "belady" else []
+    held: dict[int, int] = {}  # expert -> when it is used next (belady); in the order in which they came in, or were last used (lru)
     misses = 0
     for at, expert in enumerate(accesses):
         if expert not in held:
             misses += 1
             if len(held) >= room:
-                held.pop((min if eviction == "lru" else max)(held, key=lambda e: (held[e], e)))
-            held[expert] = at
-        if eviction == "lru":
-            held[expert] = at
-        elif eviction == "belady":
-            held[expert] = next_use[at]
+                del held[_evicted(held, eviction)]
+        elif eviction == "lru":
+            del held[expert]
+        held[expert] = next_use[at] if eviction == "belady" else at
     return misses
+
+
+def _evicted(held: dict[int, int], eviction: Eviction) -> int:
+    match eviction:
+        case "lifo":
+            return next(reversed(held))
+        case "lru":
+            return next(iter(held))
+        case "belady":
+            return max(held, key=lambda expert: (held[expert], expert))
 
 
 def passes(counts: Counts, num_passes: int, rng: np.random.Generator) -> list[int]:

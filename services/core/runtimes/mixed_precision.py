@@ -6,7 +6,7 @@ A task preferring quality has alpha of 0.5 or more; a server follows the majorit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +35,7 @@ class PrecisionPlan:
     resident: NDArray[np.bool_]  # (num_experts,); the others are in host memory
 
 
-def preference(alphas: Sequence[float]) -> Preference:
+def preference(alphas: Collection[float]) -> Preference:
     """Of a server whose last tasks had these alphas."""
     return "quality" if 2 * sum(alpha >= QUALITY_ALPHA for alpha in alphas) > len(alphas) else "throughput"
 
