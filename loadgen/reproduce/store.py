@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -52,9 +53,9 @@ class Store:
 
 
 def key_of(function: Callable[..., Any], given: Any) -> str:
-    """Of the function, its module's source, what every run shares, and its input."""
+    """Of the function, the source of its module and of the `_*.py` beside it that it imports, what every run shares, and its input."""
     module = Path(function.__code__.co_filename).resolve()
-    code = sources(*SHARED, str(module.relative_to(ROOT)))
+    code = sources(*SHARED, *sorted(str(path.relative_to(ROOT)) for path in _with_imported(module)))
     text = f"{function.__module__}.{function.__qualname__}\0{code}\0{json.dumps(plain(given), sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -75,6 +76,17 @@ def plain(value: Any) -> Any:
 
 def as_json(value: Mapping[str, Any] | Any) -> str:
     return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _with_imported(module: Path) -> set[Path]:
+    """The module, and the files `_*.py` of its folder that it imports, they import, and so on."""
+    found, left = set[Path](), [module]
+    while left:
+        path = left.pop()
+        found.add(path)
+        imported = re.findall(r"^from [\w.]+\.(_\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE)
+        left += [beside for name in imported if (beside := path.parent / f"{name}.py").is_file() and beside not in found]
+    return found
 
 
 def _files(place: Path) -> Iterable[Path]:

@@ -13,7 +13,7 @@ from loadgen.cli.main import app
 from loadgen.reproduce import rules
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.errors import ExperimentError
-from loadgen.reproduce.store import Store
+from loadgen.reproduce.store import Store, key_of, sources
 from loadgen.reproduce.values import Table, Verdict
 from loadgen.simulator.figures import Interval
 
@@ -97,6 +97,29 @@ def test_a_second_run_computes_nothing_and_gives_the_same(tmp_path, jobs):
         told.append(second.map(squared, given))
         assert second.computed == 0
     assert told[0] == told[1] == [{"squared": 4}, {"squared": 9}, {"squared": 4}]
+
+
+def test_another_byte_in_a_helper_that_is_imported_by_way_of_another_makes_another_key(tmp_path, monkeypatch):
+    monkeypatch.setattr("loadgen.reproduce.store.ROOT", tmp_path)
+    written = {
+        "fig": "from some.place._near import double\n\ndef run(given):\n    return double(given)\n",
+        "_near": "from some.place._far import TWO\n\ndef double(given):\n    return TWO * given\n",
+        "_far": "TWO = 2\n",
+        "_apart": "",
+    }
+    for name, source in written.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    found: dict = {}
+    exec(compile("def run(given):\n    return given\n", str(tmp_path / "fig.py"), "exec"), found)
+    found["run"].__module__ = "fig"
+    keys = []
+    for name in ("fig", "_apart", "_far", "_near"):
+        (tmp_path / f"{name}.py").write_text(written[name] + "# another\n")
+        sources.cache_clear()
+        keys.append(key_of(found["run"], 1))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+    sources.cache_clear()
 
 
 def test_what_was_finished_before_ctrl_c_is_kept(tmp_path):
