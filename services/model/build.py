@@ -268,7 +268,7 @@ class Builder:
 
     def _examples_of(self, task_type: str) -> list[Example]:
         if task_type not in self._examples:
-            self._examples[task_type] = examples(self.base.tokenizer, self._items[task_type])
+            self._examples[task_type] = examples(self.base.tokenizer, self.base.model.shape, self._items[task_type])
         return self._examples[task_type]
 
     def _check_prompts(self, model: MoeModel, measured: Measured) -> tuple[CheckPrompt, ...]:

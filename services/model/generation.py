@@ -282,7 +282,7 @@ class BatchEngine:
         for slot, token in zip(slots, tokens, strict=True):
             row = lane.rows[slot]
             row.num_output += 1
-            if token == lane.model.shape.eos_token_id:
+            if token in lane.model.shape.eos_token_ids:
                 self._finish(lane, slot, True, events)
                 continue
             events.append(Emitted(row.task.task_id, token, self._tokenizer.delta(row.ids, token)))

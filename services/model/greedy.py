@@ -13,7 +13,7 @@ def greedy(
     """Token ids of each answer, its end token included. Prompts of like length share a batch."""
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-    end = model.shape.eos_token_id
+    ends = model.shape.eos_token_ids
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         cache = model.new_cache(len(rows))
@@ -23,7 +23,7 @@ def greedy(
             tokens = model.step(cache, active, recorder)
             for slot, token in zip(active, tokens, strict=True):
                 answers[rows[slot]].append(token)
-            active = [slot for slot, token in zip(active, tokens, strict=True) if token != end]
+            active = [slot for slot, token in zip(active, tokens, strict=True) if token not in ends]
             if not active:
                 break
     return answers

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from services.model.families.base import ExpertStack, MoeModel
+from services.model.families.base import ExpertStack, ModelShape, MoeModel
 from services.model.tokenizer import Tokenizer
 from services.tasks.values import TaskItem
 
@@ -50,9 +50,12 @@ class RecoveryReport:
     last_loss: float
 
 
-def examples(tokenizer: Tokenizer, items: Sequence[TaskItem]) -> list[Example]:
+def examples(tokenizer: Tokenizer, shape: ModelShape, items: Sequence[TaskItem]) -> list[Example]:
     """Items with their first reference as the target."""
-    return [Example(tuple(tokenizer.encode(item.prompt)), tuple(tokenizer.encode(item.references[0]))) for item in items]
+    if not shape.continues_prompt:
+        return [Example(tuple(tokenizer.encode(item.prompt)), tuple(tokenizer.encode(item.references[0]))) for item in items]
+    cut = [tokenizer.encode_continued(item.prompt, item.references[0]) for item in items]
+    return [Example(tuple(prompt), (*answer, shape.eos_token_ids[0])) for prompt, answer in cut]
 
 
 def recover(

@@ -62,6 +62,13 @@ class Tokenizer:
             raise PromptError(f"prompt: {len(ids)} tokens, this model reads at most {self.max_prompt_tokens}; shorten it")
         return ids
 
+    def encode_continued(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids of one text, `answer` a space after `prompt`, cut where the answer begins. Not ended, and of any length."""
+        alone: list[int] = self._fast.encode(prompt).ids
+        whole: list[int] = self._fast.encode(f"{prompt} {answer}").ids
+        num_shared = next((place for place, (one, both) in enumerate(zip(alone, whole, strict=False)) if one != both), len(alone))
+        return whole[:num_shared], whole[num_shared:]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
         return str(self._fast.decode(list(ids), skip_special_tokens=True)).strip()

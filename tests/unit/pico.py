@@ -37,11 +37,12 @@ def write_pico_checkpoint(directory: Path, *, seed: int = 0, dtype: torch.dtype 
     return directory
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(*, ends_prompts: bool = True) -> PreTrainedTokenizerFast:
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{word(number): number + 3 for number in range(NUM_WORDS)}}
     fast = Tokenizer(WordLevel(words, unk_token="<unk>"))
     fast.pre_tokenizer = WhitespaceSplit()
-    fast.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    if ends_prompts:
+        fast.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=fast, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=MODEL_MAX_LENGTH
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_the_end_token_stops_the_answer_and_is_counted_but_not_emitted(model):
     eos = int(text[3])
     first = text.index(text[3])
     engine.submit(make_task("c", max_tokens=8))
-    engine.model.shape = type(shape)(shape.family, shape.layers, shape.d_model, shape.vocab_size, shape.non_expert_params, eos)
+    engine.model.shape = replace(shape, eos_token_ids=(99, eos))
     try:
         finished, tokens = run(engine)
     finally:

@@ -175,7 +175,7 @@ def test_calibration_is_made_once_and_read_back(base, tmp_path):
 
 
 def test_recovery_learns_on_its_items_trains_nothing_but_experts_and_repeats(base):
-    wanted = {"left": examples(base.tokenizer, pico_tasks().of_type("left"))}
+    wanted = {"left": examples(base.tokenizer, base.model.shape, pico_tasks().of_type("left"))}
     options = RecoveryOptions(steps=30, learning_rate=1e-2, divergence_weight=0.0)
     before = {name: tensor.clone() for name, tensor in base.model.parameters().items()}
     recovered, report = recover(base.model, base.model, wanted, {"left": 1.0}, options)
@@ -192,7 +192,7 @@ def test_recovery_learns_on_its_items_trains_nothing_but_experts_and_repeats(bas
 def test_recovery_towards_the_full_model_reduces_the_distance_to_it(base, tmp_path):
     builder = make_builder(base, tmp_path)
     merged = builder.unrecovered({"left": 1.0}, base.full_bytes // 2, BuildOptions("m-smoe"))
-    wanted = {"left": examples(base.tokenizer, builder.items("left"))}
+    wanted = {"left": examples(base.tokenizer, base.model.shape, builder.items("left"))}
     options = RecoveryOptions(steps=20, divergence_weight=50.0)
     recovered, _ = recover(merged, base.model, wanted, {"left": 1.0}, options)
     prompts, targets = ([list(getattr(example, part)) for example in wanted["left"]] for part in ("prompt", "target"))
@@ -207,7 +207,7 @@ def test_recovery_towards_the_full_model_reduces_the_distance_to_it(base, tmp_pa
 
 def test_recovery_keeps_the_stored_dtype(base):
     half = read_base(base.directory, "bfloat16")
-    wanted = {"left": examples(half.tokenizer, pico_tasks().of_type("left"))}
+    wanted = {"left": examples(half.tokenizer, half.model.shape, pico_tasks().of_type("left"))}
     recovered, _ = recover(half.model, half.model, wanted, {"left": 1.0}, RecoveryOptions(steps=2))
     assert {tensor.dtype for tensor in recovered.parameters().values()} == {torch.bfloat16}
     assert not torch.equal(recovered.experts[0].weights["wi"], half.model.experts[0].weights["wi"])

@@ -38,14 +38,16 @@ class ModelShape:
     d_model: int
     vocab_size: int
     non_expert_params: int  # unique parameters outside experts, routers included
-    eos_token_id: int
+    eos_token_ids: tuple[int, ...]  # any of them ends an answer; answers to train on end with the first
+    continues_prompt: bool = False  # prompt and answer are one text (decoder-only), or else two
 
 
 @dataclass(slots=True)
 class ExpertStack:
     """The experts of one MoE layer in merged form. Unmerged is the case `index_map == arange(num_experts)`.
 
-    `weights[name]` has shape (num_kept, *matrix_shape); hidden units are the last axis of `wo`, and the first matrix axis of all others.
+    `weights[name]` has shape (num_kept, *matrix_shape); hidden units are the last axis of `wo`, and the first matrix axis of all others
+    (`wi` of a plain expert, `gate` and `up` of a gated one).
     `index_map` (num_experts,) int64 sends each original expert to its row.
     The router is not part of it: it keeps all its outputs and belongs to the model.
     """
@@ -112,7 +114,7 @@ class MoeModel(Protocol):
     def new_cache(self, num_slots: int) -> Cache: ...
 
     def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
-        """Read prompts (token ids, unpadded, already ending as the tokenizer ends them) into free slots."""
+        """Read prompts (token ids, unpadded, already ending as the tokenizer ends them) into free slots. Gives no token: `step` does."""
         ...
 
     def step(self, cache: Cache, slots: Sequence[int], recorder: Recorder | None = None) -> list[int]:

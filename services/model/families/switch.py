@@ -14,17 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from services.model.errors import CheckpointError, PromptError
+from services.model.errors import CheckpointError
 from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
 from services.model.families.layers import (
     ACTIVATIONS,
     Expert,
     apply_experts,
     attend,
+    grown,
     linear,
+    padded,
     plain_expert,
+    plus_where,
     position_buckets,
     rms_norm,
+    slot_index,
     split_heads,
 )
 from services.model.families.switch_parts import SwitchParts
@@ -35,11 +39,11 @@ from services.model.families.switch_weights import (
     SwitchConfig,
     SwitchReader,
     SwitchWeights,
-    TensorSource,
     config_of,
     read_config,
     write_weights,
 )
+from services.model.families.tensors import TensorSource
 
 FEWEST_CACHED_TOKENS = 16
 
@@ -54,13 +58,6 @@ class SwitchCache:
     positions: list[int]  # tokens emitted so far
     last_tokens: list[int]
     prompt_lengths: list[int]
-
-
-def _grown(tensor: Tensor, num_tokens: int) -> Tensor:
-    have = tensor.shape[4]
-    if num_tokens <= have:
-        return tensor
-    return F.pad(tensor, (0, 0, 0, max(num_tokens, 2 * have) - have))
 
 
 class SwitchModel:
@@ -79,7 +76,7 @@ class SwitchModel:
             config.d_model,
             config.vocab_size,
             sum(tensor.numel() for _, tensor in weights.named()),
-            config.eos_token_id,
+            (config.eos_token_id,),
         )
 
     @property
@@ -135,10 +132,10 @@ class SwitchModel:
         if not slots:
             return
         with torch.inference_mode():
-            ids, valid = self._padded(prompts)
+            ids, valid = padded(prompts, self.device)
             encoded = self._encode(ids, valid, recorder)
             num_tokens = ids.shape[1]
-            cache.cross = _grown(cache.cross, num_tokens)
+            cache.cross = grown(cache.cross, num_tokens)
             rows = torch.as_tensor(slots, device=self.device)
             for index, block in enumerate(self._weights.decoder.blocks):
                 key, value = self._cross_keys(block, encoded)
@@ -176,8 +173,8 @@ class SwitchModel:
         longest = max(cache.positions[slot] for slot in slots) + 1
         prompt_lengths = torch.tensor([cache.prompt_lengths[slot] for slot in slots], device=self.device)
         longest_prompt = max(cache.prompt_lengths[slot] for slot in slots)
-        cache.own = _grown(cache.own, longest)
-        chosen = _slot_index(slots, self.device)
+        cache.own = grown(cache.own, longest)
+        chosen = slot_index(slots, self.device)
         rows = torch.as_tensor(slots, device=self.device)
         own_bias = self._step_bias(positions, longest)
         cross_bias = _padding_bias(torch.arange(longest_prompt, device=self.device) < prompt_lengths[:, None])
@@ -211,20 +208,11 @@ class SwitchModel:
     def teacher_forced(
         self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], recorder: Recorder | None = None
     ) -> Tensor:
-        ids, valid = self._padded(prompts)
+        ids, valid = padded(prompts, self.device)
         encoded = self._encode(ids, valid, recorder)
         start = self._config.decoder_start_token_id
-        inputs, target_valid = self._padded([[start, *target[:-1]] for target in targets])
+        inputs, target_valid = padded([[start, *target[:-1]] for target in targets], self.device)
         return self._logits(self._decode(inputs, target_valid, encoded, valid, recorder))
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids and which of them are not padding, both (num_rows, longest)."""
-        if any(not row for row in rows):
-            raise PromptError("prompt: empty after tokenization; send at least one token")
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return ids, torch.arange(longest, device=self.device) < lengths[:, None]
 
     def _encode(self, ids: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
         stack = self._weights.encoder
@@ -266,13 +254,8 @@ class SwitchModel:
 
     def _feed_forward_valid(self, block: Block, x: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
         """`x` plus its feed-forward part, computed for the tokens that are not padding."""
-        places = valid.flatten().nonzero().squeeze(1)
-        flat = x.reshape(-1, x.shape[-1])
-        tokens = flat if places.numel() == flat.shape[0] else flat.index_select(0, places)
-        added = self._feed_forward(block, rms_norm(tokens, block.norm, self._config.layer_norm_epsilon), recorder)
-        if places.numel() == flat.shape[0]:
-            return x + added.view_as(x)
-        return flat.index_add(0, places, added).view_as(x)
+        eps = self._config.layer_norm_epsilon
+        return plus_where(x, valid, lambda tokens: self._feed_forward(block, rms_norm(tokens, block.norm, eps), recorder))
 
     # Parts
 
@@ -289,7 +272,7 @@ class SwitchModel:
             recorder.record(block.moe_layer, chosen.unsqueeze(1), logits, x, probability.unsqueeze(1))
         stack = self._experts[block.moe_layer]
         rows = stack.index_map.index_select(0, chosen)
-        return apply_experts(x, rows, stack.weights["wi"], stack.weights["wo"], self._activation) * probability.unsqueeze(1)
+        return apply_experts(x, rows, stack.weights, self._expert) * probability.unsqueeze(1)
 
     def _position_bias(self, stack: Stack, relative: Tensor, bidirectional: bool) -> Tensor:
         """Bias for each of `relative` (rows, keys), heads last: (rows, keys, num_heads)."""
@@ -307,13 +290,6 @@ class SwitchModel:
 def _padding_bias(valid: Tensor) -> Tensor:
     """0 where valid and -inf at padding: (rows, 1, 1, num_keys)."""
     return torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, float("-inf"))[:, None, None]
-
-
-def _slot_index(slots: Sequence[int], device: torch.device) -> slice | Tensor:
-    """A slice where the slots are consecutive, which copies nothing."""
-    if list(slots) == list(range(slots[0], slots[0] + len(slots))):
-        return slice(slots[0], slots[0] + len(slots))
-    return torch.as_tensor(slots, device=device)
 
 
 class SwitchFamily:
@@ -339,3 +315,6 @@ class SwitchFamily:
         weights = parts.weights()
         parts.check_experts(experts)
         return SwitchModel(read, weights, experts, parts.layer_names)
+
+
+FAMILY = SwitchFamily()

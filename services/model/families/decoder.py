@@ -1,0 +1,298 @@
+"""Decoder-only mixtures of experts: one forward pass over pre-norm blocks with rotary positions, for serving, merging and training.
+
+Every family of this kind is this model with another config and other names. Padding never reaches a router or an expert. Weights keep
+the dtype they were read in; products run in it, everything between them in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from services.model.errors import CheckpointError
+from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
+from services.model.families.decoder_config import NO_WINDOW, DecoderConfig, Fields
+from services.model.families.decoder_weights import USUAL_NAMES, Naming, check_tensors, read_tensors
+from services.model.families.layers import (
+    ACTIVATIONS,
+    Expert,
+    attend,
+    gated_expert,
+    grown,
+    linear,
+    mixed_experts,
+    padded,
+    plus_where,
+    rms_norm,
+    rotate,
+    slot_index,
+    split_heads,
+)
+from services.model.families.tensors import TensorSource, read_json
+
+FEWEST_CACHED_TOKENS = 32
+
+Keep = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # block, its new keys and values; all keys and values to look at
+
+
+@dataclass(slots=True)
+class DecoderCache:
+    """Keys and values of every block, one slot a task. The token axis doubles when a task outgrows it."""
+
+    num_slots: int
+    kept: Tensor  # (num_blocks, 2, num_slots, num_key_heads, max_tokens, d_head)
+    positions: list[int]  # tokens of prompt and answer that are in `kept`
+    last_tokens: list[int]  # the one after them, which the next step reads
+
+
+class DecoderModel:
+    """A `MoeModel`. Sharing is by reference: `with_experts` gives a second model over the same weights."""
+
+    def __init__(self, family: str, config: DecoderConfig, tensors: Mapping[str, Tensor], experts: Sequence[ExpertStack]) -> None:
+        self._family = family
+        self._config = config
+        self._tensors = dict(tensors)
+        self._experts = list(experts)
+        self._sparse = [layer for layer in range(config.num_layers) if config.sparse[layer]]
+        self._blocks = [_block(tensors, layer) for layer in range(config.num_layers)]
+        self._expert = gated_expert(ACTIVATIONS[config.activation])
+        exponents = torch.arange(0, config.d_head, 2, dtype=torch.int64, device=self.device).float() / config.d_head
+        self._frequencies = 1.0 / (config.rope_theta**exponents)
+        self.shape = ModelShape(
+            family,
+            tuple(MoeLayer(f"layers.{n}", config.num_experts, config.top_k, 3 * config.d_model * config.d_ff) for n in self._sparse),
+            config.d_model,
+            config.vocab_size,
+            sum(tensor.numel() for tensor in tensors.values()),
+            config.eos_token_ids,
+            continues_prompt=True,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._tensors["embedding"].device
+
+    @property
+    def experts(self) -> Sequence[ExpertStack]:
+        return self._experts
+
+    @property
+    def routers(self) -> Sequence[Tensor]:
+        return [self._blocks[layer]["router"].float() for layer in self._sparse]
+
+    @property
+    def expert(self) -> Expert:
+        return self._expert
+
+    def with_experts(self, experts: Sequence[ExpertStack]) -> DecoderModel:
+        if len(experts) != len(self._sparse):
+            raise ValueError(f"experts: {len(experts)} stacks for {len(self._sparse)} MoE layers")
+        return DecoderModel(self._family, self._config, self._tensors, experts)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        named = dict(self._tensors)
+        for layer, stack in zip(self._sparse, self._experts, strict=True):
+            named |= {f"layers.{layer}.experts.{matrix}": tensor for matrix, tensor in stack.weights.items()}
+        return named
+
+    # Serving
+
+    def new_cache(self, num_slots: int) -> DecoderCache:
+        config = self._config
+        size = (config.num_layers, 2, num_slots, config.num_key_heads, FEWEST_CACHED_TOKENS, config.d_head)
+        return DecoderCache(num_slots, torch.zeros(size, device=self.device), [0] * num_slots, [0] * num_slots)
+
+    def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
+        """Reads all but the last token of each prompt; the first step reads that one and gives the first token of the answer."""
+        assert isinstance(cache, DecoderCache)
+        if not slots:
+            return
+        padded(prompts, self.device)
+        for slot in slots:
+            cache.positions[slot] = 0
+        self._read(cache, slots, [prompt[:-1] for prompt in prompts], recorder)
+        for slot, prompt in zip(slots, prompts, strict=True):
+            cache.last_tokens[slot] = prompt[-1]
+
+    def step(self, cache: Cache, slots: Sequence[int], recorder: Recorder | None = None) -> list[int]:
+        assert isinstance(cache, DecoderCache)
+        if not slots:
+            return []
+        with torch.inference_mode():
+            hidden = self._advance(cache, slots, [[cache.last_tokens[slot]] for slot in slots], recorder)
+            tokens: list[int] = self._logits(hidden[:, 0]).argmax(-1).tolist()
+        for slot, token in zip(slots, tokens, strict=True):
+            cache.last_tokens[slot] = token
+        return tokens
+
+    def force(self, cache: Cache, slot: int, tokens: Sequence[int]) -> None:
+        assert isinstance(cache, DecoderCache)
+        if tokens:
+            self._read(cache, [slot], [[cache.last_tokens[slot], *tokens[:-1]]], None)
+            cache.last_tokens[slot] = tokens[-1]
+
+    def _read(self, cache: DecoderCache, slots: Sequence[int], rows: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
+        """Tokens into slots, the rows without any left out."""
+        filled = [(slot, row) for slot, row in zip(slots, rows, strict=True) if row]
+        if filled:
+            with torch.inference_mode():
+                self._advance(cache, [slot for slot, _ in filled], [row for _, row in filled], recorder)
+
+    def _advance(self, cache: DecoderCache, slots: Sequence[int], rows: Sequence[Sequence[int]], recorder: Recorder | None) -> Tensor:
+        """Reads more tokens of each slot, padded on the right: what lands beyond a slot's position is masked until it is written over.
+
+        The hidden states (num_rows, longest, d_model) after the final norm.
+        """
+        ids, valid = padded(rows, self.device)
+        starts = torch.tensor([cache.positions[slot] for slot in slots], device=self.device)
+        positions = starts[:, None] + torch.arange(ids.shape[1], device=self.device)
+        num_keys = max(cache.positions[slot] for slot in slots) + ids.shape[1]
+        cache.kept = grown(cache.kept, num_keys)
+        chosen, places = slot_index(slots, self.device), torch.as_tensor(slots, device=self.device)[:, None]
+
+        def keep(block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            cache.kept[block, 0, places, :, positions] = keys.transpose(1, 2)
+            cache.kept[block, 1, places, :, positions] = values.transpose(1, 2)
+            every_key, every_value = cache.kept[block, :, chosen, :, :num_keys].unbind(0)
+            return every_key, every_value
+
+        hidden = self._forward(ids, positions, valid, num_keys, keep, recorder)
+        for slot, row in zip(slots, rows, strict=True):
+            cache.positions[slot] += len(row)
+        return hidden
+
+    # Whole sequences
+
+    def teacher_forced(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], recorder: Recorder | None = None
+    ) -> Tensor:
+        padded(prompts, self.device)
+        ids, valid = padded([[*prompt, *target[:-1]] for prompt, target in zip(prompts, targets, strict=True)], self.device)
+        num_tokens = ids.shape[1]
+        positions = torch.arange(num_tokens, device=self.device).expand_as(ids)
+        hidden = self._forward(ids, positions, valid, num_tokens, lambda block, keys, values: (keys, values), recorder)
+        firsts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        span = torch.arange(max(map(len, targets)), device=self.device)
+        places = (firsts[:, None] + span).clamp(max=num_tokens - 1)
+        rows = torch.arange(len(prompts), device=self.device)[:, None]
+        return self._logits(hidden[rows, places])
+
+    # Parts
+
+    def _forward(self, ids: Tensor, positions: Tensor, valid: Tensor, num_keys: int, keep: Keep, recorder: Recorder | None) -> Tensor:
+        """`ids`, `positions`, `valid` (rows, tokens); the key at place j is that of position j. (rows, tokens, d_model), normalised."""
+        config = self._config
+        angles = positions[:, None, :, None].float() * self._frequencies.repeat(2)
+        cos, sin = angles.cos(), angles.sin()
+        biases = {window: _causal_bias(positions, num_keys, window) for window in set(config.windows)}
+        x = F.embedding(ids, self._tensors["embedding"]).float()
+        moe_layer = 0
+        for number, block in enumerate(self._blocks):
+            query, key, value = self._query_key_value(block, rms_norm(x, block["attention_norm"], config.eps))
+            keys, values = keep(number, rotate(key, cos, sin), value)
+            mixed = attend(rotate(query, cos, sin), keys, values, biases[config.windows[number]], config.d_head**-0.5)
+            x = x + _affine(mixed, block["out"], block.get("out_bias"))
+            x = plus_where(x, valid, self._feed_forward(block, moe_layer, recorder))
+            moe_layer += config.sparse[number]
+        return rms_norm(x, self._tensors["final_norm"], config.eps)
+
+    def _query_key_value(self, block: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, heads, tokens, d_head) each, before rotation."""
+        config = self._config
+        fused = _affine(x, block["into"], block.get("into_bias"))
+        query, key, value = fused.split([config.query_width, config.key_width, config.key_width], -1)  # type: ignore[no-untyped-call]
+        return (
+            self._heads(query, config.num_heads, block.get("query_norm")),
+            self._heads(key, config.num_key_heads, block.get("key_norm")),
+            self._heads(value, config.num_key_heads, None),
+        )
+
+    def _heads(self, x: Tensor, num_heads: int, norm: Tensor | None) -> Tensor:
+        config = self._config
+        if norm is not None and config.query_norm == "whole":
+            x = rms_norm(x, norm, config.eps)
+        if config.clip is not None:
+            x = x.clamp(-config.clip, config.clip)
+        heads = split_heads(x, num_heads)
+        return rms_norm(heads, norm, config.eps) if norm is not None and config.query_norm == "head" else heads
+
+    def _feed_forward(self, block: Mapping[str, Tensor], moe_layer: int, recorder: Recorder | None) -> Callable[[Tensor], Tensor]:
+        """What the block adds to tokens (num_tokens, d_model) without padding."""
+
+        def added(tokens: Tensor) -> Tensor:
+            x = rms_norm(tokens, block["norm"], self._config.eps)
+            if "router" not in block:
+                return self._expert(lambda part, name: linear(part, block[name]), x)
+            mixed = self._mixture(block["router"], moe_layer, x, recorder)
+            if "shared.share" not in block:
+                return mixed
+            shared = self._expert(lambda part, name: linear(part, block[f"shared.{name}"]), x)
+            return mixed + linear(x, block["shared.share"]).sigmoid() * shared
+
+        return added
+
+    def _mixture(self, router: Tensor, moe_layer: int, x: Tensor, recorder: Recorder | None) -> Tensor:
+        logits = F.linear(x, router.float())
+        shares, chosen = logits.softmax(-1).topk(self._config.top_k, dim=-1)
+        if self._config.normalise_shares:
+            shares = shares / shares.sum(-1, keepdim=True)
+        if recorder is not None:
+            recorder.record(moe_layer, chosen, logits, x, shares)
+        stack = self._experts[moe_layer]
+        return mixed_experts(x, stack.index_map[chosen], shares, stack.weights, self._expert)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return linear(hidden, self._tensors["embedding" if self._config.tied else "head"])
+
+
+def _block(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    prefix = f"layers.{layer}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(x, weight) if bias is None else linear(x, weight) + bias
+
+
+def _causal_bias(positions: Tensor, num_keys: int, window: int) -> Tensor:
+    """0 for keys that a position may look at and -inf for the others: (rows, 1, tokens, num_keys)."""
+    back = positions[:, None, :, None] - torch.arange(num_keys, device=positions.device)
+    hidden = back < 0 if window == NO_WINDOW else (back < 0) | (back >= window)
+    return torch.zeros(hidden.shape, device=positions.device).masked_fill(hidden, float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderFamily:
+    """The `Family` of checkpoints whose `model_type` is its name; what differs between families is the config and the names."""
+
+    name: str
+    config: Callable[[Fields], DecoderConfig]
+    naming: Naming = USUAL_NAMES
+
+    def accepts(self, config: Mapping[str, object]) -> bool:
+        return config.get("model_type") == self.name
+
+    def read(self, directory: Path, dtype: torch.dtype, device: torch.device) -> DecoderModel:
+        path = directory / "config.json"
+        config = self._checked(Fields(read_json(path), str(path)))
+        tensors, experts = read_tensors(config, self.naming, TensorSource(directory, dtype, device))
+        return DecoderModel(self.name, config, tensors, experts)
+
+    def assemble(self, config: Mapping[str, object], tensors: Mapping[str, Tensor], experts: Sequence[ExpertStack]) -> DecoderModel:
+        read = self._checked(Fields(config, "config.json"))
+        check_tensors(read, tensors, experts)
+        return DecoderModel(self.name, read, tensors, experts)
+
+    def _checked(self, fields: Fields) -> DecoderConfig:
+        config = self.config(fields)
+        if config.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise CheckpointError(f"{fields.source}: hidden_act {config.activation!r} is not supported; known are {known}")
+        if not any(config.sparse):
+            raise CheckpointError(f"{fields.source}: no block has experts; use a mixture of experts")
+        return config
