@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 
 from loadgen.simulator.figures import figures
+from loadgen.simulator.holdings import Holding
 from loadgen.simulator.load import draw_load
+from loadgen.simulator.measured import read_profile
 from loadgen.simulator.model import SimulatedModel
-from loadgen.simulator.scenario import EdgeGroup, Phase, Scenario, scenario
+from loadgen.simulator.scenario import PROFILES, EdgeGroup, Phase, Scenario, scenario
 from loadgen.simulator.simulation import Outcome, simulate
 from loadgen.simulator.sites import at_speed
 from loadgen.simulator.stated import StatedModel, StatedOptions
 from services.core.baselines import PUBLISHED, Pairing
 
 PAPER_RATE, PAPER_SERVERS, PAPER_UTILISATION = 19.0, 10, 0.8  # the highest rate loads so many servers so much
-TIERS = (("small", 0.22, 0.5), ("medium", 0.30, 1.0), ("large", 0.37, 2.0))  # name, memory share, speed against the medium one
+TIERS = (("small", 0.5), ("medium", 1.0), ("large", 2.0))  # speed against the medium one
+# Share of all experts that fits, by tier: where the model's merges keep one task type, and less than all of what they could.
+MEMORY = {"demo": (0.22, 0.30, 0.37), "roomy": (0.22, 0.30, 0.37), "five-tasks": (0.06, 0.12, 0.22)}
 NO_LIMIT = 1_000_000  # of a queue: the paper rejects nothing
 # Of Table I: mean on and off its diagonal. Whole share: what 22, 30 and 37 % of the experts hold is then 1.8, 2.5 and 3.1 of five tasks.
 ROOMY = StatedOptions(
@@ -46,12 +50,13 @@ class Arm:
     trigger: str
     policy_options: Mapping[str, object] = field(default_factory=dict)
     trigger_options: Mapping[str, object] = field(default_factory=dict)
+    holding: Holding = "merged"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """`base` is a scenario of `loadgen/scenarios`; what is not None stands in for what it says. `num_edges` in the paper's three tiers, at
-    the speed at which `PAPER_RATE` loads `PAPER_SERVERS` of them to `PAPER_UTILISATION`. `model`: "" as the scenario's, "roomy" stated."""
+    the speed at which `PAPER_RATE` loads `PAPER_SERVERS` of them to `PAPER_UTILISATION`. `model`: one of `MEMORY`; "" as the scenario's."""
 
     base: str
     arm: Arm
@@ -71,31 +76,31 @@ def figures_of(run: Run) -> dict[str, float]:
 
 
 def outcome_of(run: Run, made: Scenario) -> Outcome:
-    return simulate(made, draw_load(made, run.seed), run.arm.policy, run.arm.trigger, run.seed)
+    return simulate(made, draw_load(made, run.seed), run.arm.policy, run.arm.trigger, run.seed, run.arm.holding)
 
 
 def scenario_of(run: Run) -> Scenario:
     base = scenario(run.base)
     changed: dict[str, Any] = {"duration_s": run.duration_s}
     if run.model:
-        changed["model"] = _roomy()
+        changed["model"] = _model(run.model)
     if run.quality_scale is not None:
         changed["quality_scale"] = run.quality_scale
     load = base.load if run.rate_per_s is None else replace(base.load, rate_per_s=run.rate_per_s)
     if run.phases:
         load = replace(load, phases=tuple(Phase(start, mix) for start, mix in run.phases))
     if run.num_edges is not None:
-        changed["edges"] = paper_edges(run.num_edges, paper_speed(changed.get("model", base.model)))
+        changed["edges"] = paper_edges(run.num_edges, paper_speed(changed.get("model", base.model)), MEMORY[run.model or "demo"])
     policies = {**base.policies, run.arm.policy: {**base.policies.get(run.arm.policy, {}), **run.arm.policy_options}}
     triggers = {**base.triggers, run.arm.trigger: {**base.triggers.get(run.arm.trigger, {}), **run.arm.trigger_options}}
     return replace(base, load=load, policies=policies, triggers=triggers, **changed)
 
 
-def paper_edges(num_edges: int, speed: float) -> tuple[EdgeGroup, ...]:
+def paper_edges(num_edges: int, speed: float, memory: tuple[float, ...] = MEMORY["demo"]) -> tuple[EdgeGroup, ...]:
     """The three tiers in turn; one task at a time, nothing rejected."""
     counts = [num_edges // 3 + (n < num_edges % 3) for n in range(3)]
-    tiers = zip(counts, TIERS, strict=True)
-    return tuple(EdgeGroup(name, n, share, speed * faster, 1, NO_LIMIT) for n, (name, share, faster) in tiers if n)
+    tiers = zip(counts, TIERS, memory, strict=True)
+    return tuple(EdgeGroup(name, n, share, speed * faster, 1, NO_LIMIT) for n, (name, faster), share in tiers if n)
 
 
 def paper_speed(model: SimulatedModel) -> float:
@@ -121,12 +126,14 @@ def usual_task_s(model: SimulatedModel) -> float:
 
 
 @cache
-def _roomy() -> StatedModel:
-    return StatedModel(ROOMY)
+def _model(name: str) -> SimulatedModel:
+    return StatedModel(ROOMY) if name == "roomy" else read_profile(PROFILES / f"{name}.json")
 
 
 ONTO = Arm("ONTO", "onto", "never")
 OURS = Arm("ours", "onto", "portfolio")
+QUANTISED = Arm("quantised", "onto", "never", holding="quantised")  # rivals at equal bytes that adapt to nothing
+STATIC = Arm("static", "onto", "never", holding="static")
 
 
 def _arm(name: str, pairing: Pairing) -> Arm:
