@@ -112,7 +112,7 @@ def _bound_table(found: dict[Loaded, Figures]) -> Table:
     )
     columns = ("predictions", "utilisation", "tasks an edge", "mean ratio", "greatest", "share above the bound", "late by mean times")
     note = (
-        f"mu = {MU:g}, {NUM_EDGES} edges, bound {competitive_ratio(MU):.3f}; times uniform, or two points for constant and "
+        f"mu = {MU:g}, {NUM_EDGES} edges, bound {competitive_ratio(MU):.3f}; times uniform, or of two lengths for constant and "
         "inverted predictions. Below a utilisation of 1 the last arrival sets the end of any schedule, so a ratio near 1 says little; "
         "what is lost is in the last column."
     )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from loadgen.report.canvas import EDGE_COLOURS, FAINT, INK, RUN_COLOURS, SPARE_COLOURS, figure, look
 from loadgen.reproduce.values import Bars, Heat, Line, Lines, Panel, Plot
@@ -72,7 +73,11 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
                 _line(axes, line, labels.index(line.label), few=len(labels) <= len(SPARE_COLOURS))
             axes.set_ylabel(panel.y_label)
             if panel.log_y:
-                _log(axes)
+                axes.set_yscale("log")
+                _in_figures(axes.yaxis)
+            if panel.log_x:
+                axes.set_xscale("log")
+                _in_figures(axes.xaxis)
         case Bars():
             _bars(axes, panel)
         case Heat():
@@ -90,13 +95,11 @@ def _line(axes: Axes, line: Line, position: int, *, few: bool) -> None:
         axes.fill_between(x, y - widths, y + widths, color=colour, alpha=0.08 if line.faint else 0.16, linewidth=0, zorder=order - 1)
 
 
-def _log(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    shown = ScalarFormatter()
-    shown.set_scientific(False)
-    axes.yaxis.set_major_formatter(shown)
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _in_figures(axis: Axis) -> None:
+    """10 on a logarithmic axis, not a power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _bars(axes: Axes, panel: Bars) -> None:

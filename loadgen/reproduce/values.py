@@ -67,6 +67,7 @@ class Lines:
     y_label: str
     lines: tuple[Line, ...]
     log_y: bool = False
+    log_x: bool = False
 
 
 @dataclass(frozen=True, slots=True)
