@@ -53,7 +53,7 @@ def swept(context: Context, option: Option) -> tuple[Runs, Runs]:
 
 
 def _arm(option: Option, value: float) -> Arm:
-    return Arm(JTOM.name, JTOM.policy, JTOM.trigger, {}, {**JTOM.trigger_options, option.key: value})
+    return replace(JTOM, trigger_options={**JTOM.trigger_options, option.key: value})
 
 
 def result(context: Context, option: Option, own: Sequence[Claim], findings: Sequence[str]) -> Result:

@@ -18,7 +18,7 @@ from loadgen.reproduce.values import Bars, Cell, Claim, Plot, Result, Table
 from loadgen.simulator.figures import Interval, interval
 
 LENGTHS_S = {"drift": 600.0, "rotation": 900.0, "regions": 600.0, "stationary": 600.0}
-PRODUCT_JTOM = Arm("JTOM", "onto", "jtom", {}, {"mode": "product"})
+PRODUCT_JTOM = Arm("JTOM", "onto", "jtom", trigger_options={"mode": "product"})
 CLASSICAL = STRONG_FORMS[:4]
 WITHOUT = tuple(
     replace(arm, name=f"{_short}, no updates", trigger="never", trigger_options={})

@@ -21,7 +21,7 @@ from services.core.merging.mix import distance
 SCENARIOS = ("stationary", "drift")
 LENGTH_S, POINTS = 600.0, 40
 WELL = 0.8  # of the score of a model merged for that type alone
-ARMS = (OURS, JTOM, Arm("JTOM, product", "onto", "jtom", {}, {"mode": "product"}), ONTO, STATIC)
+ARMS = (OURS, JTOM, Arm("JTOM, product", "onto", "jtom", trigger_options={"mode": "product"}), ONTO, STATIC)
 
 Told = dict[tuple[str, str], list[dict[str, list[float]]]]  # by scenario and arm, in the order of the seeds
 
@@ -31,8 +31,8 @@ def spread_of(run: Run) -> dict[str, list[float]]:
     made = scenario_of(run)
     load, sites, model = draw_load(made, run.seed), edge_sites(made, run.seed), made.model
     held = held_at_first(made, load, sites, run.seed, run.arm.holding)
-    mixes: list[Mapping[str, float]] = [version.mix for version in held]
-    scores = [version.quality for version in held]
+    mixes: list[Mapping[str, float]] = [one.version.mix for one in held]
+    scores = [one.version.quality for one in held]
     index = {site.edge_id: n for n, site in enumerate(sites)}
     best = {t: max(model.version({t: 1.0}, site.memory_share).quality[t] for site in sites) for t in model.task_types}
     updates = list(outcome_of(run, made).updates)

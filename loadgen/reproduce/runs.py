@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from loadgen.simulator.comparison import OURS, QUANTISED, STATIC, Arm, published, with_options
 from loadgen.simulator.figures import figures
-from loadgen.simulator.holdings import Holding
 from loadgen.simulator.load import draw_load
 from loadgen.simulator.measured import read_profile
 from loadgen.simulator.model import SimulatedModel
@@ -18,7 +18,12 @@ from loadgen.simulator.scenario import PROFILES, EdgeGroup, Phase, Scenario, sce
 from loadgen.simulator.simulation import Outcome, simulate
 from loadgen.simulator.sites import at_speed
 from loadgen.simulator.stated import StatedModel, StatedOptions
-from services.core.baselines import PUBLISHED, Pairing
+from services.core.baselines import PAPER_JTOM, PUBLISHED
+
+__all__ = [
+    "JTOM", "ONTO", "OURS", "PAPER_FORMS", "PAPER_SERVERS", "QUANTISED", "STATIC", "STRONG_FORMS",
+    "Arm", "Run", "figures_of", "outcome_of", "scenario_of", "utilisation",
+]  # fmt: skip
 
 PAPER_RATE, PAPER_SERVERS, PAPER_UTILISATION = 19.0, 10, 0.8  # the highest rate loads so many servers so much
 TIERS = (("small", 0.5), ("medium", 1.0), ("large", 2.0))  # speed against the medium one
@@ -42,21 +47,11 @@ ROOMY = StatedOptions(
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """A policy and a trigger with their options, under one name."""
-
-    name: str
-    policy: str
-    trigger: str
-    policy_options: Mapping[str, object] = field(default_factory=dict)
-    trigger_options: Mapping[str, object] = field(default_factory=dict)
-    holding: Holding = "merged"
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
     """`base` is a scenario of `loadgen/scenarios`; what is not None stands in for what it says. `num_edges` in the paper's three tiers, at
-    the speed at which `PAPER_RATE` loads `PAPER_SERVERS` of them to `PAPER_UTILISATION`. `model`: one of `MEMORY`; "" as the scenario's."""
+    the speed at which `PAPER_RATE` loads `PAPER_SERVERS` of them to `PAPER_UTILISATION`. `model`: one of `MEMORY`; "" as the scenario's.
+    `host_memory`: servers of QoS-Quant, MoE-Load and Multi-MoE have room for all experts beside the edge's memory, which no merge needs;
+    without, memory is equal for all, as in the paper."""
 
     base: str
     arm: Arm
@@ -66,6 +61,7 @@ class Run:
     num_edges: int | None = None
     quality_scale: float | None = None
     model: str = ""
+    host_memory: bool = False
     phases: tuple[tuple[float, Mapping[str, float]], ...] = ()
 
 
@@ -81,7 +77,7 @@ def outcome_of(run: Run, made: Scenario) -> Outcome:
 
 def scenario_of(run: Run) -> Scenario:
     base = scenario(run.base)
-    changed: dict[str, Any] = {"duration_s": run.duration_s}
+    changed: dict[str, Any] = {"duration_s": run.duration_s, "runtimes": replace(base.runtimes, host_memory=run.host_memory)}
     if run.model:
         changed["model"] = _model(run.model)
     if run.quality_scale is not None:
@@ -91,9 +87,7 @@ def scenario_of(run: Run) -> Scenario:
         load = replace(load, phases=tuple(Phase(start, mix) for start, mix in run.phases))
     if run.num_edges is not None:
         changed["edges"] = paper_edges(run.num_edges, paper_speed(changed.get("model", base.model)), MEMORY[run.model or "demo"])
-    policies = {**base.policies, run.arm.policy: {**base.policies.get(run.arm.policy, {}), **run.arm.policy_options}}
-    triggers = {**base.triggers, run.arm.trigger: {**base.triggers.get(run.arm.trigger, {}), **run.arm.trigger_options}}
-    return replace(base, load=load, policies=policies, triggers=triggers, **changed)
+    return with_options(replace(base, load=load, **changed), run.arm)
 
 
 def paper_edges(num_edges: int, speed: float, memory: tuple[float, ...] = MEMORY["demo"]) -> tuple[EdgeGroup, ...]:
@@ -131,16 +125,7 @@ def _model(name: str) -> SimulatedModel:
 
 
 ONTO = Arm("ONTO", "onto", "never")
-OURS = Arm("ours", "onto", "portfolio")
-QUANTISED = Arm("quantised", "onto", "never", holding="quantised")  # rivals at equal bytes that adapt to nothing
-STATIC = Arm("static", "onto", "never", holding="static")
-
-
-def _arm(name: str, pairing: Pairing) -> Arm:
-    return Arm(name, pairing.policy, pairing.trigger, dict(pairing.policy_options), dict(pairing.trigger_options))
-
-
-SEVEN = tuple(baseline for baseline in PUBLISHED if baseline.name != "Tanbr")  # those that the paper compares with
-PAPER_FORMS = tuple(_arm(baseline.name, baseline.paper) for baseline in SEVEN)
-STRONG_FORMS = tuple(_arm(f"{baseline.name}, strongest", baseline.strong) for baseline in SEVEN)
-JTOM = Arm("JTOM", "onto", "jtom", {}, dict(PAPER_FORMS[0].trigger_options))
+JTOM = Arm("JTOM", "onto", "jtom", trigger_options=PAPER_JTOM)
+PRINTED = {baseline.paper.policy: baseline.name for baseline in PUBLISHED}  # by policy, as the paper prints it
+PAPER_FORMS = tuple(replace(arm, name=PRINTED[arm.policy]) for arm in published("paper"))
+STRONG_FORMS = tuple(replace(arm, name=f"{PRINTED[arm.policy]}, strongest") for arm in published("strong"))

@@ -128,13 +128,14 @@ def compare(
 def _run(scenario: Scenario, trace_arrival_s: Instants | None, pair: tuple[Arm, int]) -> Figures:
     arm, seed = pair
     load = draw_load(scenario, seed, trace_arrival_s)
-    outcome = simulate(_with_options(scenario, arm), load, arm.policy, arm.trigger, seed, arm.holding)
+    outcome = simulate(with_options(scenario, arm), load, arm.policy, arm.trigger, seed, arm.holding)
     if not outcome.completed.any():
         raise SimulationInputError(f"{scenario.name}: {arm.name} completed no task; give the edges a larger max_queue or a link")
     return figures(outcome, scenario.quality_scale)
 
 
-def _with_options(scenario: Scenario, arm: Arm) -> Scenario:
+def with_options(scenario: Scenario, arm: Arm) -> Scenario:
+    """The scenario in which `arm` runs: its own options before the scenario's."""
     told = {"swap_s": swap_s(scenario)} if arm.holding == "multi_model" else {}
     policies_options = {**scenario.policies, arm.policy: {**told, **scenario.policies.get(arm.policy, {}), **arm.policy_options}}
     triggers_options = {**scenario.triggers, arm.trigger: {**scenario.triggers.get(arm.trigger, {}), **arm.trigger_options}}
