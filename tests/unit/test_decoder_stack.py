@@ -9,7 +9,8 @@ import pytest
 from moedge.v1 import events_pb2, inference_pb2
 from services.model.greedy import greedy
 from services.runtime.codec import layers_to_counts
-from services.runtime.events import ACTIVATIONS, MERGE_EVENTS, read_activations, read_merge
+from services.runtime.eventlog import ACTIVATIONS, MERGE_EVENTS
+from services.runtime.events import read_activations, read_merge
 from tests.fakes.waiting import until
 from tests.unit.pico import pico_tasks
 from tests.unit.pico_decoders import write_pico_decoder
@@ -18,7 +19,7 @@ from tests.unit.serving_builders import write_tasks
 
 MAX_TOKENS = 6
 TOP_K = 2
-CONTROLLER = {"interval_s": 0.5, "adjustment_s": 0.0, "min_tokens": 20, "min_gain": 0.0, "tick_s": 0.05, "confirm": False}
+CONTROLLER = {"interval_s": 0.5, "adjustment_s": 0.0, "min_tokens": 20, "threshold": 0.1, "min_gain": 0.0, "tick_s": 0.05, "confirm": False}
 
 
 @pytest.mark.parametrize("family", ["olmoe", "qwen2_moe"])
