@@ -81,6 +81,14 @@ class Edge:
         self._anchor_step = 0
         self._step_s = 0.0
 
+    def copy(self) -> Edge:
+        """As it is now, without what its server does to tasks beyond computing them."""
+        other = Edge(self.site, self.version, self._prompt_tokens, self._output_tokens)
+        other.queue, other._running = self.queue.copy(), self._running.copy()
+        other.admitting, other.available_at_s, other.turn_at_s = self.admitting, self.available_at_s, self.turn_at_s
+        other._anchor_s, other._anchor_step, other._step_s = self._anchor_s, self._anchor_step, self._step_s
+        return other
+
     @property
     def num_running(self) -> int:
         return len(self._running)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.simulator.edge import Edge
+from loadgen.simulator.foresight import Column, Foresight
 from loadgen.simulator.holdings import Holding, held_at_first
 from loadgen.simulator.load import Load
 from loadgen.simulator.scenario import Scenario
@@ -23,11 +24,11 @@ from loadgen.simulator.updates import Update, Updates
 from services.core.offload.candidates import CandidateTable
 from services.core.offload.engine import OffloadEngine, offload_engine
 from services.core.offload.estimator import OUTPUT_BYTES_PER_TOKEN
-from services.core.offload.given import Oracle
+from services.core.offload.given import Oracle, TrueTimes
 from services.core.offload.values import EdgeSnapshot, EdgeState, NoCandidateError, Observed, Task
 
 DECISIONS, ACTIVATIONS = 10, 11  # generators of a seed
-ORACLE, ORACLE_POLICY = "oracle", "onto"  # an upper anchor: ONTO told every answer's length and true quality
+ORACLE, ORACLE_POLICY = "oracle", "onto"  # an upper anchor: ONTO told every length, quality and time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +103,9 @@ class _Run:
             rng=np.random.default_rng([seed, DECISIONS]),
             output_tokens=scenario.model.mean_output_tokens(),
             policy_options=dict(scenario.policies.get(policy, {})),
-            given=Oracle(told, self._quality_of) if told is not None else None,
+            given=Oracle(told, self._quality_of, self._times_of) if told is not None else None,
         )
+        self._foresight = Foresight(self._edges, scenario.updates.load_s) if policy == ORACLE else None
         self._snapshots: tuple[EdgeSnapshot, ...] = ()
         rng = np.random.default_rng([seed, ACTIVATIONS])
         merged = [edge for edge in self._edges if edge.runtime is None]
@@ -170,6 +172,8 @@ class _Run:
         self._predicted_s[n], self._expected[n] = float(table.columns.completion_time_s[row]), float(table.columns.quality[row])
         latency_s, up_s_per_byte, _ = self._ways[index][region]
         uplink_s = latency_s + self._prompt_bytes[n] * up_s_per_byte
+        if self._foresight is not None:
+            self._foresight.sent(n, index, now_s + uplink_s)
         if uplink_s > 0.0:
             self._timeline.at(now_s + uplink_s, Priority.AT_EDGE, self._at_edge, n)
         else:
@@ -178,6 +182,8 @@ class _Run:
     def _at_edge(self, n: int, now_s: float) -> None:
         self._at_edge_s[n] = now_s
         edge = self._edges[self._chosen[n]]
+        if self._foresight is not None:
+            self._foresight.arrived(n, self._chosen[n])
         if edge.arrived(n, now_s):
             self._timeline.at(edge.turn_at_s, Priority.TURN, self._turn, edge)
 
@@ -228,6 +234,13 @@ class _Run:
     def _quality_of(self, task: Task, edge: EdgeSnapshot) -> float:
         """Hidden from every policy but the oracle."""
         return self._true_quality[edge.version][self._load.task_types[self._types[int(task.task_id.removeprefix("task-"))]]]
+
+    def _times_of(self, task: Task, edges: Sequence[EdgeSnapshot], uplink_s: Column) -> TrueTimes:
+        """Hidden likewise. Edges are in the order of their ids, as here."""
+        assert self._foresight is not None
+        at_edge_s = task.arrived_at_s + uplink_s
+        starts_s, ends_s, lost_s = self._foresight.times(int(task.task_id.removeprefix("task-")), at_edge_s, task.arrived_at_s)
+        return TrueTimes(starts_s - at_edge_s, ends_s - starts_s, lost_s)
 
     def _snapshot(self, edge: Edge, now_s: float) -> EdgeSnapshot:
         site, version = edge.site, edge.version

@@ -45,6 +45,7 @@ class Estimator:
         inference_s = table.prefill_base_s + task.prompt_tokens * table.prefill_token_s
         inference_s += output_tokens * board.step_s
         if given:
+            queue_wait_s = given.queue_wait_s(task, table.edges, uplink_s, queue_wait_s)
             inference_s = given.inference_s(task, table.edges, inference_s)
         downlink_s = links.latency_s + (output_tokens * OUTPUT_BYTES_PER_TOKEN) * links.downlink_s_per_byte
         completion_time_s = uplink_s + queue_wait_s + inference_s + downlink_s
@@ -52,6 +53,8 @@ class Estimator:
         if given:
             quality = given.quality(task, table.edges, quality)
         cost = completion_time_s - (task.alpha * self.quality_scale) * quality
+        if given:
+            cost = cost + given.others_s(task, table.edges)
         columns = (uplink_s, queue_wait_s, inference_s, downlink_s, quality, completion_time_s, cost, outstanding)
         if links.serve and board.all_have_room and task.deadline_at_s is None and not tried:
             return CandidateTable(table.edges, CandidateColumns(*columns[:-1], outstanding.copy()), output_tokens), ()
