@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,15 +66,18 @@ def _progress(num_experiments: int, json: bool) -> Iterator[Tell]:
 
 
 def _print(documents: list[dict[str, Any]]) -> None:
+    from rich import box
     from rich.table import Table
 
-    made = Table(title="Claims of the paper", title_justify="left", header_style="bold", show_lines=True)
-    for name, ratio in (("claim", 4), ("paper", 2), ("ours", 3), ("verdict", 1)):
-        made.add_column(name, ratio=ratio)
+    console = stdout()
     for told in documents:
+        made = Table(title=told["title"], title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        for column, ratio in (("claim", 5), ("paper", 2), ("ours", 4)):
+            made.add_column(column, ratio=ratio)
+        made.add_column("verdict", no_wrap=True)
         for claim in told["claims"]:
-            colour = COLOURS[claim["verdict"]]
-            made.add_row(
-                f"{claim['says']} [dim]({claim['source']})[/dim]", claim["paper"], claim["ours"], f"[{colour}]{claim['verdict']}[/]"
-            )
-    stdout().print(made)
+            verdict = f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]"
+            made.add_row(f"{claim['says']} [dim]({claim['source']})[/dim]", claim["paper"], claim["ours"], verdict)
+        console.print(made)
+    counts = Counter(claim["verdict"] for told in documents for claim in told["claims"])
+    console.print(", ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS))

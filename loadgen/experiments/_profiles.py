@@ -21,10 +21,6 @@ class Profile:
     task_types: tuple[str, ...]
     document: dict[str, Any]
 
-    @property
-    def base_model(self) -> str:
-        return str(self.document["base_model"])
-
     def frequencies(self, task_type: str) -> Frequencies:
         """Of the unmerged model, (num_layers, num_experts)."""
         shape = (int(self.document["num_layers"]), int(self.document["num_experts"]))

@@ -17,7 +17,7 @@ from loadgen.reproduce.runs import JTOM, ONTO, OURS, PAPER_SERVERS, QUANTISED, S
 from loadgen.reproduce.values import Bars, Cell, Claim, Plot, Result, Table
 from loadgen.simulator.figures import Interval, interval
 
-LENGTHS_S = {"drift": 600.0, "rotation": 900.0, "regions": 600.0, "stationary": 600.0}
+LENGTHS_S = {"drift": 480.0, "rotation": 700.0, "regions": 480.0, "stationary": 480.0}
 PRODUCT_JTOM = Arm("JTOM", "onto", "jtom", trigger_options={"mode": "product"})
 CLASSICAL = STRONG_FORMS[:4]
 WITHOUT = tuple(

@@ -43,7 +43,7 @@ def _heat_maps(profile: Profile) -> Plot:
         )
         for t in profile.task_types
     )
-    caption = f"{profile.base_model}, unmerged: {num_layers} layers, {num_experts} experts in each. Bright: chosen often."
+    caption = f"The unmerged model: {num_layers} layers, {num_experts} experts in each. Bright: chosen often."
     return Plot(f"activations_{profile.name}", f"Activation frequencies by task type, profile {profile.name}", caption, panels)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from signal import SIG_IGN, SIGINT, signal
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -55,10 +57,23 @@ class Context:
             yield from ((key, function(given)) for key, given in missing.items())
             return
         if self._pool is None:
-            # Not forked: a process that has threads (of numpy's, say) does not fork well. Ctrl-C is for this one, which ends the others.
-            self._pool = ProcessPoolExecutor(self._jobs, get_context("spawn"), initializer=signal, initargs=(SIGINT, SIG_IGN))
+            # Not forked: a process that has threads (of numpy's, say) does not fork well.
+            self._pool = ProcessPoolExecutor(self._jobs, get_context("spawn"), initializer=_begin)
         running: dict[Future[Any], str] = {self._pool.submit(function, given): key for key, given in missing.items()}
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield running.pop(future), future.result()
+
+
+def _begin() -> None:
+    """Of a worker: Ctrl-C is for the parent, which ends the others; a parent that was killed ends nobody, so each looks for itself."""
+    signal(SIGINT, SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -41,13 +41,15 @@ def page(documents: Sequence[Mapping[str, Any]], out: Path, setup: Mapping[str, 
 
 
 def cell(value: str | float | None) -> str:
-    """Figures with about four digits."""
+    """Figures with about three digits."""
     if value is None:
         return "-"
     if isinstance(value, str | int):
         return str(value)
     size = abs(value)
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.3g}"
+    if 0.0 < size < 0.1:
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
 def _svg(out: Path, experiment: str, plot: str) -> Markup:

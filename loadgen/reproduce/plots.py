@@ -22,6 +22,7 @@ OTHERS = ("#a24bb8", "#c9423f", "#b58a00", "#0f8fa8", "#7a5c3a", "#e377c2", "#6b
 MARKERS = "osD^vPX*<>hp"
 WIDTH_IN, LINES_IN, BAR_IN, CELL_IN = 10.4, 2.75, 0.27, 0.46
 MANY_CELLS = 12  # more columns than this are a picture, not a table
+FEW_POINTS = 10  # of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
             for line in panel.lines:
                 _line(axes, line, labels.index(line.label), few=len(labels) <= len(SPARE_COLOURS))
             axes.set_ylabel(panel.y_label)
+            _limits(axes, panel)
             if panel.log_y:
                 axes.set_yscale("log")
                 _in_figures(axes.yaxis)
@@ -93,6 +95,18 @@ def _line(axes: Axes, line: Line, position: int, *, few: bool) -> None:
     if line.ci95:
         widths = np.array(line.ci95)
         axes.fill_between(x, y - widths, y + widths, color=colour, alpha=0.08 if line.faint else 0.16, linewidth=0, zorder=order - 1)
+
+
+def _limits(axes: Axes, panel: Lines) -> None:
+    """By the means: an interval of few runs may be wide, and must not squeeze the lines. Few points are ticks."""
+    ys, xs = [y for line in panel.lines for y in line.y], sorted({x for line in panel.lines for x in line.x})
+    low, high = min(ys), max(ys)
+    if panel.log_y and low > 0.0:
+        axes.set_ylim(low / 1.35, high * 1.35)
+    elif high > low:
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    if len(xs) <= FEW_POINTS and not panel.log_x:
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
 
 
 def _in_figures(axis: Axis) -> None:

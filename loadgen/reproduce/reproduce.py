@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen.experiments import experiment
+from loadgen.experiments import experiment, names
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.page import page
 from loadgen.reproduce.store import SHARED, Store, sources
@@ -19,7 +19,8 @@ Tell = Callable[[str, int, int, float | None], None]  # experiment, runs done, o
 def reproduce(
     chosen: Sequence[str], out: Path, tell: Tell, *, num_seeds: int = 10, jobs: int = 1, quick: bool = False
 ) -> list[dict[str, Any]]:
-    """The documents of the experiments, in their order. Each is on disk when the next begins."""
+    """The documents of the experiments, in their order. Each is on disk when the next begins. The page shows these and whatever else
+    stands in the folder of the same code and seeds."""
     documents, current = [], ""
 
     def told(done: int, total: int, left_s: float | None) -> None:
@@ -35,16 +36,22 @@ def reproduce(
                 kept = document(current, made.title, made.about, key, result)
                 write_plots(out / current, result.plots)
                 write_data(out / current, kept, result)
+                _write_page(out, context)
             documents.append(kept)
-    (out / "index.html").write_text(page(documents, out, _setup(num_seeds, quick)), encoding="utf-8")
+        _write_page(out, context)
     return documents
 
 
-def _setup(num_seeds: int, quick: bool) -> dict[str, str]:
+def _write_page(out: Path, context: Context) -> None:
+    stand = [made for name in names() if (made := written(out / name, _key(name, context))) is not None]
+    (out / "index.html").write_text(page(stand, out, _setup(context)), encoding="utf-8")
+
+
+def _setup(context: Context) -> dict[str, str]:
     return {
-        "seeds": f"{num_seeds} (half of them in sweeps)",
-        "size": "quick: short runs, to see that it works" if quick else "full",
-        "model": "the demo model as measured (loadgen/scenarios/profiles), and one stated like the paper's Table I where it says so",
+        "seeds": f"{len(context.seeds)} (half of them in sweeps)",
+        "size": "quick: short runs, to see that it works" if context.quick else "full",
+        "model": "the demo model as measured (loadgen/scenarios/profiles); others where a table says so",
         "simulator": "virtual time, through the engines that run live (loadgen/simulator/README.md)",
     }
 
