@@ -53,7 +53,8 @@ class Counterexample:
         return _made(times, np.array(self.predicted), self.num_edges) / optimal_makespan_s(times, self.num_edges)
 
 
-# With the fewest tasks; each can be checked by hand. Of true predictions a search over whole numbers found none on two edges, nor of four tasks.
+# With the fewest tasks; each can be checked by hand. With true predictions a search over whole numbers found none on two edges (of 3 to 5
+# tasks), nor of four tasks on three edges.
 MISLED = Counterexample("three tasks, two mistaken for each other", 3.0, 2, (1.0, 3.0, 2.0), (3.0, 1.0, 1.0))
 SIXTHS = tuple(sixths / 6.0 for sixths in (14, 14, 7, 7, 18))
 TOLD = Counterexample("five tasks, every prediction true", 3.0, 3, SIXTHS, SIXTHS)

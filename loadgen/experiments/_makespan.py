@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog  # type: ignore[attr-defined,unused-ignore]  # re-exported without saying so
 
+from loadgen.simulator.optimum import Case, optimum
+
 Seconds = NDArray[np.float64]  # (num_tasks,)
 Places = NDArray[np.int64]  # (num_tasks,) index of the edge of each task
 Worth = NDArray[np.float64]  # (num_tasks, num_edges) seconds that the quality of that edge is worth: alpha · quality_scale · quality
 
-MAX_ENUMERATED = 1_000_000  # assignments
 TIE_S = 1e-9
 
 
@@ -116,25 +117,12 @@ def optimal_makespan_s(times_s: Seconds, num_edges: int) -> float:
 
 
 def optimal_places(times_s: Seconds, worth_s: Worth, arrived_at_s: Seconds | None = None) -> tuple[float, Places]:
-    """The least weighted cost and an assignment that has it, by looking at every one.
-
-    On one edge tasks in order of arrival end the soonest, so only assignments differ. Raises ValueError above a million of them.
-    """
+    """The least weighted cost, from instant 0 on, and an assignment that has it. For about a dozen tasks, in order of arrival."""
     num_tasks, num_edges = worth_s.shape
-    if num_edges**num_tasks > MAX_ENUMERATED:
-        raise ValueError(f"{num_edges}^{num_tasks} assignments are too many to look at; give fewer tasks or edges")
-    every = np.indices((num_edges,) * num_tasks, dtype=np.int64).reshape(num_tasks, -1)  # (num_tasks, num_assignments)
-    column = np.arange(every.shape[1])
-    free_at_s = np.zeros((num_edges, every.shape[1]))
     arrived = np.zeros(num_tasks) if arrived_at_s is None else arrived_at_s
-    worth = np.zeros(every.shape[1])
-    for task in np.argsort(arrived, kind="stable"):
-        edge = every[task]
-        free_at_s[edge, column] = np.maximum(free_at_s[edge, column], arrived[task]) + times_s[task]
-        worth += worth_s[task, edge]
-    cost = free_at_s.max(axis=0) - worth
-    best = int(cost.argmin())
-    return float(cost[best]), every[:, best]
+    everywhere_s = np.repeat(times_s[:, None], num_edges, axis=1)
+    found = optimum(Case(arrived, everywhere_s, worth_s, np.ones(num_tasks)), "weighted_cost")
+    return found.value + float(arrived[0]), found.edge
 
 
 def bracketed_optimum(times_s: Seconds, worth_s: Worth) -> tuple[float, float]:
