@@ -66,9 +66,11 @@ def engine_beside_model(given: Loaded) -> Figures:
     load = draw_load(made, drawn.seed)
     times_s = load.output_tokens.astype(np.float64) * MIN_TIME_S
     figures: Figures = {}
-    for policy, predicted_s in ((ORACLE, times_s), ("onto", np.full(len(load), drawn.mean_time_s))):
+    # What is predicted may run out before the task ends, and then leaves a step; what is known does not.
+    constant_s = np.full(len(load), drawn.mean_time_s)
+    for policy, predicted_s, least_left_s in ((ORACLE, times_s, 0.0), ("onto", constant_s, MIN_TIME_S)):
         run = simulate(made, load, policy, "never", drawn.seed)
-        places, completed_at_s = place_with_feedback(load.at_s, times_s, predicted_s, drawn.num_edges, least_left_s=MIN_TIME_S)
+        places, completed_at_s = place_with_feedback(load.at_s, times_s, predicted_s, drawn.num_edges, least_left_s=least_left_s)
         figures[f"{policy}_alike"] = float(np.mean(run.edge == places))
         figures |= _ended(f"{policy}_engine", load, run.completed_at_s, times_s, drawn.num_edges)
         figures |= _ended(f"{policy}_model", load, completed_at_s, times_s, drawn.num_edges)
@@ -132,11 +134,8 @@ def _engine_table(beside: dict[Loaded, Figures]) -> Table:
             keys = (f"{policy}_{key}" for key in ("alike", "engine_ratio", "model_ratio", "engine_mean_s", "model_mean_s"))
             rows.append((policy, given.utilisation, given.drawn.seed, *(told[key] for key in keys)))
     columns = ("predictions", "utilisation", "seed", "placed alike", "engine: ratio", "model: ratio", "engine: mean s", "model: mean s")
-    note = (
-        f"About {next(iter(beside)).drawn.per_edge:g} tasks an edge, {NUM_EDGES} edges, one task at a time. Mean seconds from arrival to "
-        "completion. Times are whole steps, so edges tie; a tie that falls the other way swaps two edges from there on and changes "
-        "nothing else."
-    )
+    per_edge = next(iter(beside)).drawn.per_edge
+    note = f"About {per_edge:g} tasks an edge, {NUM_EDGES} edges, one task at a time. Mean seconds from arrival to completion."
     return Table("engine", "The engine that runs live beside plain list scheduling, on the same tasks", columns, tuple(rows), note)
 
 
@@ -157,9 +156,10 @@ def _claim(found: dict[Loaded, Figures]) -> Claim:
 
 def _findings(found: dict[Loaded, Figures], beside: dict[Loaded, Figures]) -> list[str]:
     served = max(told["max"] for given, told in found.items() if given.utilisation < 1.0)
-    off = {p: max(abs(told[f"{p}_engine_mean_s"] / told[f"{p}_model_mean_s"] - 1.0) for told in beside.values()) for p in (ORACLE, "onto")}
+    alike = min(told[f"{ORACLE}_alike"] for told in beside.values())
+    off = max(abs(told["onto_engine_mean_s"] / told["onto_model_mean_s"] - 1.0) for told in beside.values())
     return [
         f"With Poisson arrivals below a utilisation of 1 no run ended later than {served:.2f} times the lower bound. The live "
-        f"engine is list scheduling: told the times, tasks take as long on average to within {off[ORACLE]:.3%}, with its own predictions "
-        f"beside a constant one to within {off['onto']:.1%}."
+        f"engine is list scheduling: told the times it places {alike:.0%} of tasks alike, and with its own predictions, beside a constant "
+        f"one, mean completion times are within {off:.1%}."
     ]
