@@ -8,17 +8,18 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from services.core.naming import nearest
-from services.core.offload.values import Link
+from services.core.offload.values import Link, StepTimes
 from services.runtime.errors import RuntimeFault
 
 DEVICES = ("auto", "cpu", "cuda")
 REGIONS = ("west", "centre", "east")
 _SHARE = re.compile(r"^(?P<percent>\d+(\.\d+)?) ?%(?P<experts> experts)?$")
-_EDGE_KEYS = ("name", "memory_bytes", "regions", "speed", "device", "max_batch", "max_queue", "initial_mix")
+_EDGE_KEYS = ("name", "memory_bytes", "regions", "speed", "device", "max_batch", "max_queue", "step_times", "initial_mix")
+_STEP_KEYS = tuple(field.name for field in fields(StepTimes))
 _LINK_KEYS = ("latency_s", "uplink_bytes_per_s", "downlink_bytes_per_s")
 
 
@@ -46,6 +47,7 @@ class EdgeConfig:
     device: str = "auto"
     max_batch: int = 4
     max_queue: int = 64
+    step_times: StepTimes | None = None  # of the device that is emulated, instead of `speed`
     initial_mix: Mapping[str, float] = field(default_factory=dict)  # shares by task type; empty: led by the task type of that number
     number: int = 0  # among the edges of its file, from 0; replicas of a description go on after the last
 
@@ -181,6 +183,7 @@ def _edge(entry: object, position: int, num_edges: int) -> DescribedEdge:
             device=_device(entry.get("device", "auto")),
             max_batch=_whole(entry, "max_batch", 4),
             max_queue=_whole(entry, "max_queue", 64),
+            step_times=_step_times(entry),
             initial_mix=_mix(entry.get("initial_mix", {})),
             number=position,
         )
@@ -206,6 +209,21 @@ def _regions(value: object) -> dict[str, Link]:
             downlink_bytes_per_s=_number(table, "downlink_bytes_per_s", 0.0, 0.0, f"regions.{region}."),
         )
     return links
+
+
+def _step_times(entry: Mapping[str, object]) -> StepTimes | None:
+    table = entry.get("step_times")
+    if table is None:
+        return None
+    if "speed" in entry:
+        raise EdgesFileError("step_times: this edge has a speed too; leave one of them out")
+    if not isinstance(table, dict):
+        raise EdgesFileError("step_times: must be a table with " + ", ".join(_STEP_KEYS))
+    _refuse_unknown(table, _STEP_KEYS, "step_times")
+    missing = [key for key in _STEP_KEYS if key not in table]
+    if missing:
+        raise EdgesFileError(f"step_times.{missing[0]}: missing")
+    return StepTimes(**{key: _number(table, key, 0.0, -1e-12, "step_times.") for key in _STEP_KEYS})
 
 
 def _mix(value: object) -> dict[str, float]:

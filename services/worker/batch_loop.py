@@ -19,6 +19,7 @@ from typing import TypeVar
 from services.model.generation import BatchEngine, Finished, GenEvent, GenTask, Started, StepTiming, VersionGoneError
 from services.runtime.clock import Clock
 from services.runtime.status import RpcFailure, draining, failed_precondition, internal, queue_full
+from services.worker.emulation import Device
 from services.worker.step_times import StepTimesFit
 
 logger = logging.getLogger(__name__)
@@ -71,13 +72,13 @@ class _Turn:
 
 class BatchLoop:
     def __init__(
-        self, engine: BatchEngine, clock: Clock, executor: ThreadPoolExecutor, *, max_batch: int, max_queue: int, speed: float
+        self, engine: BatchEngine, clock: Clock, executor: ThreadPoolExecutor, *, max_batch: int, max_queue: int, device: Device
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._executor = executor
         self._max_tasks = max_batch + max_queue
-        self._slowdown = 1 / speed - 1
+        self._device = device
         self._owed_s = 0.0
         self._tickets: dict[str, Ticket] = {}
         self._submitted: list[GenTask] = []
@@ -234,7 +235,7 @@ class BatchLoop:
             self._turn_ended_at_s = began_at_s
         loop = asyncio.get_running_loop()
         turn = await loop.run_in_executor(self._executor, self._turn, submitted, cancelled, actions)
-        await self._emulate(turn.timing)
+        await self._emulate(turn)
         ended_at_s = self._clock.now_s()
         for watch in self._watches:
             watch.see(turn.step_at_s - self._turn_ended_at_s if was_busy else turn.actions_s)
@@ -265,19 +266,20 @@ class BatchLoop:
         events = self._engine.step()
         return _Turn(events, gone, self._engine.timing, step_at_s - entered_at_s, step_at_s, self._engine.versions)
 
-    async def _emulate(self, timing: StepTiming) -> None:
+    async def _emulate(self, turn: _Turn) -> None:
         """A device of speed 0.5 takes twice as long: wait for the other half. What a wait overshoots is taken off the next."""
-        self._owed_s += (timing.prefill_s + timing.step_s) * self._slowdown
+        self._owed_s += self._device.owed_s(turn.timing, self._clock.now_s() - turn.step_at_s)
+        self._owed_s = max(self._owed_s, -max(5 * LEAST_WAIT_S, self._device.most_behind_s))
         if self._owed_s >= LEAST_WAIT_S:
             began_at_s = self._clock.now_s()
             await self._clock.sleep(self._owed_s)
-            self._owed_s = max(-5 * LEAST_WAIT_S, self._owed_s - (self._clock.now_s() - began_at_s))
+            self._owed_s = max(-max(5 * LEAST_WAIT_S, self._device.most_behind_s), self._owed_s - (self._clock.now_s() - began_at_s))
 
     def _learn(self, turn: _Turn, ended_at_s: float) -> None:
         timing = turn.timing
         if timing.num_versions != 1:
             return
-        prefill_s = timing.prefill_s * (1 + self._slowdown) if timing.num_prompts else 0.0
+        prefill_s = self._device.prefill_s(timing.prefill_tokens, timing.prefill_s) if timing.num_prompts else 0.0
         if timing.num_prompts:
             self.step_times.prefill.observe(timing.prefill_tokens, prefill_s)
         self.step_times.step.observe(timing.num_rows, max(0.0, ended_at_s - turn.step_at_s - prefill_s))

@@ -10,6 +10,7 @@ import time
 from services.model.generation import BatchEngine
 from services.runtime.clock import Clock
 from services.worker.batch_loop import BatchLoop
+from services.worker.emulation import Device
 from services.worker.updates import Updater
 from services.worker.warm_up import PROMPT_TOKENS
 
@@ -23,12 +24,12 @@ Sample = tuple[float, float]
 class IdleMeasuring:
     """A round is a few prompts and steps on the batch thread, whose results nobody gets. A task that comes waits for half a round."""
 
-    def __init__(self, loop: BatchLoop, updater: Updater, max_batch: int, max_prompt_tokens: int, speed: float, clock: Clock) -> None:
+    def __init__(self, loop: BatchLoop, updater: Updater, max_batch: int, max_prompt_tokens: int, device: Device, clock: Clock) -> None:
         self._loop = loop
         self._updater = updater
         self._max_batch = max_batch
         self._prompt_tokens = sorted({min(number, max_prompt_tokens) for number in PROMPT_TOKENS})
-        self._speed = speed
+        self._device = device
         self._clock = clock
 
     async def run(self) -> None:
@@ -69,10 +70,11 @@ class IdleMeasuring:
         for num_tokens in self._prompt_tokens:
             began_at_s = time.perf_counter()
             model.prefill(cache, slots, [[token] * num_tokens for _ in slots])
-            samples.append((float(num_tokens * num_rows), (time.perf_counter() - began_at_s) / self._speed))
+            read_tokens = num_tokens * num_rows
+            samples.append((float(read_tokens), self._device.prefill_s(read_tokens, time.perf_counter() - began_at_s)))
         began_at_s = time.perf_counter()
         model.step(cache, slots)
-        return [*samples, (float(num_rows), (time.perf_counter() - began_at_s) / self._speed)]
+        return [*samples, (float(num_rows), self._device.step_s(num_rows, time.perf_counter() - began_at_s))]
 
     def _typical_s(self) -> float:
         times = self._loop.step_times.value()

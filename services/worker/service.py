@@ -34,6 +34,7 @@ from services.runtime.telemetry import Telemetry
 from services.worker.batch_loop import BatchLoop
 from services.worker.closing import RedisPulse, TaskCloser
 from services.worker.committed import VersionDirectory
+from services.worker.emulation import Device
 from services.worker.fetch import Fetcher
 from services.worker.first_version import FirstVersion, Starter
 from services.worker.idle_measuring import IdleMeasuring
@@ -144,10 +145,11 @@ class Worker:
         first = await self._first(starter)
 
         engine = BatchEngine(first.served.model, first.served.tokenizer, first.manifest.version, edge.max_batch, CountingRecorder)
-        loop = BatchLoop(engine, self._clock, batch_thread, max_batch=edge.max_batch, max_queue=edge.max_queue, speed=edge.speed)
+        device = Device(edge.speed, edge.step_times)
+        loop = BatchLoop(engine, self._clock, batch_thread, max_batch=edge.max_batch, max_queue=edge.max_queue, device=device)
         max_prompt_tokens = first.served.tokenizer.max_prompt_tokens
         await asyncio.get_running_loop().run_in_executor(
-            batch_thread, warm_up, first.served.model, edge.max_batch, max_prompt_tokens, edge.speed, loop.step_times
+            batch_thread, warm_up, first.served.model, edge.max_batch, max_prompt_tokens, device, loop.step_times
         )
         updater = Updater(
             edge.name,
@@ -203,7 +205,7 @@ class Worker:
         self._run("registry entry", lambda: presence.run(self._registry, self._clock, settings.entry_interval_s))
         self._run("activation reports", reports.run)
         self._run("task closing", closer.run)
-        self._run("measuring", IdleMeasuring(loop, updater, edge.max_batch, max_prompt_tokens, edge.speed, self._clock).run)
+        self._run("measuring", IdleMeasuring(loop, updater, edge.max_batch, max_prompt_tokens, device, self._clock).run)
         self._run("health", lambda: self._tell_health(health, parts))
         await presence.publish(self._registry)
         await health.serving()

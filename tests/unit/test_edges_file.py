@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.core.offload.values import StepTimes
 from services.runtime.edges import EdgesFileError, MemoryShare, ModelBytes, default_edges, described_edges, read_edges, read_memory
 
 EXAMPLES = Path(__file__).parents[2] / "infra" / "edges"
@@ -39,6 +40,16 @@ def test_every_key_of_an_edge_is_read(tmp_path):
     assert (edge.name, edge.memory_bytes, edge.speed, edge.device, edge.max_batch, edge.max_queue) == ("barn", 123, 0.5, "cpu", 2, 8)
     assert edge.initial_mix == {"question": 0.75, "facts": 0.25}
     assert edge.regions["west"].latency_s == 0.01
+
+
+def test_an_edge_may_emulate_a_device_of_stated_step_times_instead_of_a_speed(tmp_path):
+    stated = "step_times = { step_base_s = 0.02, step_row_s = 0.002, prefill_base_s = 0.03, prefill_token_s = 0 }"
+    (edge,) = read_edges(write(tmp_path / "edges.toml", GOOD.replace("speed = 0.5", stated)))
+    assert edge.step_times == StepTimes(0.02, 0.002, 0.03, 0.0)
+    with pytest.raises(EdgesFileError, match="'barn': step_times: this edge has a speed too"):
+        read_edges(write(tmp_path / "both.toml", GOOD.replace("speed = 0.5", f"speed = 0.5\n{stated}")))
+    with pytest.raises(EdgesFileError, match=r"'barn': step_times\.prefill_token_s: missing"):
+        read_edges(write(tmp_path / "less.toml", GOOD.replace("speed = 0.5", stated.replace(", prefill_token_s = 0", ""))))
 
 
 @pytest.mark.parametrize(("given", "memory_bytes"), [

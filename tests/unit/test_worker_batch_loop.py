@@ -10,13 +10,15 @@ import grpc
 import pytest
 import torch
 
+from services.core.offload.values import StepTimes
 from services.model.families.switch import SwitchFamily
-from services.model.generation import BatchEngine, Finished, GenTask
+from services.model.generation import BatchEngine, Finished, GenTask, StepTiming
 from services.model.recorder import CountingRecorder
 from services.model.threads import single_thread
 from services.runtime.clock import SystemClock
 from services.runtime.status import RpcFailure
 from services.worker.batch_loop import BatchLoop
+from services.worker.emulation import Device
 from tests.unit.pico import write_pico_checkpoint
 
 PROMPT = (5, 6, 7, 1)
@@ -37,6 +39,7 @@ class Faulty:
         self._model = model
         self.failures = 0
         self.step_s = 0.0
+        self.pause_s = 0.0  # of the next step alone
 
     def __getattr__(self, name):
         return getattr(self._model, name)
@@ -45,6 +48,9 @@ class Faulty:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("out of memory")
+        if self.pause_s:
+            pause_s, self.pause_s = self.pause_s, 0.0
+            threading.Event().wait(pause_s)
         if self.step_s:
             threading.Event().wait(self.step_s)
         return self._model.step(cache, slots, recorder)
@@ -56,10 +62,10 @@ def pico(tmp_path_factory):
 
 
 @asynccontextmanager
-async def running(model, *, max_batch=2, max_queue=8, speed=1.0):
+async def running(model, *, max_batch=2, max_queue=8, speed=1.0, stated=None):
     thread = single_thread("batch")
     engine = BatchEngine(model, Words(), "v1", max_batch, CountingRecorder)
-    loop = BatchLoop(engine, SystemClock(), thread, max_batch=max_batch, max_queue=max_queue, speed=speed)
+    loop = BatchLoop(engine, SystemClock(), thread, max_batch=max_batch, max_queue=max_queue, device=Device(speed, stated))
     task = asyncio.create_task(loop.run())
     try:
         yield loop
@@ -102,6 +108,28 @@ async def test_half_the_speed_takes_twice_as_long_and_the_service_model_says_so(
         assert ticket.inference_s > 0.019 * finished.output_tokens
         base_s, row_s = loop.step_times.step.line()
         assert base_s + row_s > 0.019
+
+
+async def test_a_device_of_stated_times_takes_them_and_makes_up_for_a_pause_of_this_machine(pico):
+    model = Faulty(pico)
+    async with running(model, stated=StepTimes(0.1, 0.0, 0.1, 0.0)) as loop:
+        first = loop.submit(make_task("a", 10))
+        finished = await ended(first)
+        assert finished.output_tokens >= 3
+        assert first.inference_s > 0.1 + 0.1 * finished.output_tokens - 0.01
+        assert 0.09 < loop.step_times.step.line()[0] < 0.2
+        model.pause_s, paused = 0.35, loop.submit(make_task("b", 10))
+        finished = await ended(paused)
+        assert paused.inference_s < 0.1 + 0.1 * finished.output_tokens + 0.12, "the pause of 0.15 s was not made up for"
+
+
+def test_a_device_waits_for_what_is_left_of_its_stated_times():
+    device, turn = Device(stated=StepTimes(0.02, 0.005, 0.03, 0.001)), StepTiming(2, 16, 0.004, 3, 0.002, 1)
+    assert device.owed_s(turn, 0.01) == pytest.approx(0.03 + 16 * 0.001 + 0.02 + 3 * 0.005 - 0.01)
+    assert device.owed_s(turn, 0.2) < 0.0
+    assert device.owed_s(StepTiming(), 0.2) == 0.0
+    assert Device(0.5).owed_s(turn, 0.2) == pytest.approx(0.006)
+    assert Device(0.5).most_behind_s == 0.0
 
 
 async def test_an_action_runs_between_steps_and_its_error_is_its_callers(pico):
