@@ -51,13 +51,13 @@ Serve = Callable[[Outbox], AbstractAsyncContextManager[Addresses]]
 class ChildStack:
     """`async with ChildStack(serve, hear) as addresses`. `serve` is picklable; it runs in the child and yields the addresses to use."""
 
-    def __init__(self, serve: Serve, hear: Hear, ready_within_s: float = 300.0) -> None:
+    def __init__(self, serve: Serve, hear: Hear, ready_within_s: float = 300.0, niceness: int = NICENESS) -> None:
         self._serve = serve
         self._hear = hear
         self._ready_within_s = ready_within_s
         context = multiprocessing.get_context("spawn")
         self._pipe, self._theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(serve, self._theirs), daemon=True)
+        self._process = context.Process(target=_run, args=(serve, self._theirs, niceness), daemon=True)
         self._ready: asyncio.Future[Addresses] | None = None
 
     async def __aenter__(self) -> Addresses:
@@ -117,10 +117,10 @@ class ChildStack:
         self._process.close()
 
 
-def _run(serve: Serve, pipe: Connection) -> None:
+def _run(serve: Serve, pipe: Connection, niceness: int) -> None:
     """The child's main: Ctrl-C reaches the whole group and is the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
+    os.nice(niceness)
     asyncio.run(_serve(serve, pipe))
 
 

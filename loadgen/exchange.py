@@ -143,6 +143,7 @@ class Exchange:
             version=summary.version,
             attempts=summary.attempts,
             restarts=stream.restarts,
+            prompt_bytes=len(item.prompt.encode()),
             prompt_tokens=summary.prompt_tokens,
             output_tokens=summary.output_tokens,
             tokens_sha=stream.tokens_sha,

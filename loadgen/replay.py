@@ -16,14 +16,14 @@ from loadgen.lateness import LATE_S
 from loadgen.options import ReplayOptions
 from loadgen.pacing import paced
 from loadgen.recorder import Recorder
-from loadgen.results import EdgeSample, Finished, Outcome, ReplayResult
+from loadgen.results import EdgeDescription, EdgeSample, Finished, Outcome, ReplayResult
 from loadgen.tally import Tally
 from loadgen.updates import UpdateFeed, updates_seen
 from loadgen.view import QuietView, ReplayView
 from moedge.v1 import broker_pb2, broker_pb2_grpc, worker_pb2
 from services.core.workload.load import PlannedTask
 from services.runtime.clock import Clock, SystemClock
-from services.runtime.codec import seconds
+from services.runtime.codec import link_from_proto, seconds, step_times_from_proto
 from services.runtime.net import PLAINTEXT, Network
 from services.runtime.status import failure_of
 from services.tasks.scoring import SCORERS
@@ -199,7 +199,13 @@ class _Run:
             mixes=tuple((phase.start_at_s, dict(phase.shares)) for phase in mix.phases) if mix is not None else (),
             scores_sent=self._scores_sent,
             scores_refused=self._scores_refused,
+            edges=tuple(_description_of(edge) for edge in sorted(listing.edges, key=lambda edge: edge.edge_id)),
         )
+
+
+def _description_of(edge: broker_pb2.Edge) -> EdgeDescription:
+    links = {region: link_from_proto(link) for region, link in sorted(edge.links.items())}
+    return EdgeDescription(edge.edge_id, edge.memory_bytes, edge.max_batch, edge.max_queue, links)
 
 
 def _sample_of(edge: broker_pb2.Edge, at_s: float) -> EdgeSample:
@@ -215,4 +221,5 @@ def _sample_of(edge: broker_pb2.Edge, at_s: float) -> EdgeSample:
         model_bytes=edge.model_bytes,
         memory_bytes=edge.memory_bytes,
         mix=dict(edge.mix),
+        step_times=step_times_from_proto(edge.step_times) if edge.HasField("step_times") else None,
     )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from services.core.offload.values import Link, StepTimes
+
 
 class Outcome(StrEnum):
     """The three ends a task can have, as its user sees them; never mixed in one percentile."""
@@ -41,6 +43,7 @@ class Finished:
     version: str = ""
     attempts: int = 0
     restarts: int = 0
+    prompt_bytes: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     tokens_sha: str = ""  # of the streamed token ids, so that two runs can be compared without keeping answers
@@ -68,6 +71,29 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeDescription:
+    """One edge as the broker listed it before the first task: what stays as it is for a whole run."""
+
+    edge_id: str
+    memory_bytes: int
+    max_batch: int
+    max_queue: int
+    links: Mapping[str, Link]  # by user region
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRules:
+    """How a stack that was started for the run merges: what its controller and its workers were given."""
+
+    trigger: str
+    options: Mapping[str, float | bool | str]
+    min_gain: float
+    cool_down_s: float
+    report_tasks: int
+    report_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeSample:
     """One edge as the broker listed it at one instant."""
 
@@ -81,6 +107,7 @@ class EdgeSample:
     model_bytes: int
     memory_bytes: int
     mix: Mapping[str, float] = field(default_factory=dict)
+    step_times: StepTimes | None = None  # as the worker had fitted them by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +162,8 @@ class ReplayResult:
     mixes: tuple[tuple[float, Mapping[str, float]], ...] = ()  # (start, shares) of each phase
     scores_sent: int = 0
     scores_refused: int = 0
+    edges: tuple[EdgeDescription, ...] = ()
+    merging: MergeRules | None = None  # None: of a stack that ran already, whose controller is not asked
 
     @property
     def completed(self) -> tuple[Finished, ...]:

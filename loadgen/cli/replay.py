@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,7 +71,12 @@ def replay(
     device: options.Device = "cpu",
     threads: options.Threads = 1,
     cache: options.Cache = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json, plots and records.jsonl.", metavar="DIR")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for report.html, report.json, plots, records.jsonl and run.json (moedge simulate --from-replay).", metavar="DIR"
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Send tasks at their planned instants, whatever happens to those before, and score every answer.
@@ -129,6 +134,7 @@ def _arrivals(trace: Path | None, speed: float, rate_per_s: float, duration_s: f
 
 async def _run(load: _Load, target: str | None, network: Network, settings: dict[str, Any], chosen: _Options) -> ReplayResult:
     from loadgen.options import ReplayOptions
+    from loadgen.recorded import RECORDS, merge_rules
     from loadgen.replay import replay as replay_plan
     from loadgen.view import view_for
 
@@ -139,10 +145,11 @@ async def _run(load: _Load, target: str | None, network: Network, settings: dict
             deadline_s=chosen.deadline_s,
             max_tokens=chosen.max_tokens,
             send_task_type=chosen.send_task_type,
-            records_path=chosen.out / "records.jsonl" if chosen.out else None,
+            records_path=chosen.out / RECORDS if chosen.out else None,
             mix=load.mix,
         )
-        return await replay_plan(address, plan, load.items, replay_options, view, feed=feed, network=network)
+        result = await replay_plan(address, plan, load.items, replay_options, view, feed=feed, network=network)
+    return result if target is not None else replace(result, merging=merge_rules(settings))
 
 
 @asynccontextmanager
@@ -198,9 +205,10 @@ def _report(result: ReplayResult, out: Path | None, task_set: str, trace: Path |
     created_at = SystemClock().wall()
     if out is None:
         return document(report, created_at)
+    from loadgen.recorded import write_run
     from loadgen.report.write import write_report
 
-    out.mkdir(parents=True, exist_ok=True)
+    write_run(out, result)
     return write_report(out, report, created_at)
 
 

@@ -44,7 +44,9 @@ class Form(StrEnum):
 
 @command
 def simulate(
-    scenario: Annotated[str, typer.Argument(help="A scenario of loadgen/scenarios, or a TOML file.", metavar="NAME|FILE")],
+    scenario: Annotated[
+        str | None, typer.Argument(help="A scenario of loadgen/scenarios, or a TOML file.", metavar="NAME|FILE", show_default=False)
+    ] = None,
     policies: Annotated[
         str,
         typer.Option(help="Offload policies with commas between; all; ours; quantised, static: never adapt; oracle, clairvoyant: anchors."),
@@ -59,6 +61,11 @@ def simulate(
     trace: Annotated[
         Path | None, typer.Option(help="Arrivals from a trace (Azure LLM 2023, Mooncake, BurstGPT; .gz or plain).", metavar="FILE")
     ] = None,
+    from_replay: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a scenario: predict the live run that moedge replay --out wrote here, and compare.", metavar="DIR"),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="With --from-replay: profile of the model that ran.", metavar="NAME|FILE")] = "demo",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time, each on a core of its own; 0: as many as there are cores.")] = 0,
     forms: Annotated[Form, typer.Option(help="The paper's baselines as published, or as strong as is reasonable here.")] = Form.strong,
     json: options.Json = False,
@@ -70,6 +77,19 @@ def simulate(
     from loadgen.simulator.comparison import arms, compare
     from loadgen.simulator.scenario import scenario as read_scenario
 
+    console = stderr()
+
+    def tell(what: str, done: int, total: int) -> None:
+        console.print(f"[dim]{done / total:4.0%}  {what}[/dim]")
+
+    if (scenario is None) == (from_replay is None):
+        raise CommandError("scenario: name one, or give --from-replay DIR instead")
+    if scenario is None:
+        from loadgen.cli.predicting import predict_replay
+
+        assert from_replay is not None
+        predict_replay(from_replay, profile, _names(triggers), range(first_seed, first_seed + seeds), tell, json=json)
+        return
     overrides = {name: value for name, value in (("duration_s", duration), ("quality_scale", quality_scale)) if value is not None}
     read = read_scenario(scenario, **overrides)
     arrival_s = None
@@ -80,11 +100,6 @@ def simulate(
             raise CommandError(f"trace: scenario {read.name} draws its own arrivals; use the scenario trace, or set load.arrivals")
         arrival_s = read_trace(trace).arrival_s
     chosen = arms(_names(policies), _names(triggers), forms.value)
-    console = stderr()
-
-    def tell(what: str, done: int, total: int) -> None:
-        console.print(f"[dim]{done / total:4.0%}  {what}[/dim]")
-
     compared = compare(read, chosen, range(first_seed, first_seed + seeds), tell, arrival_s, jobs or os.cpu_count() or 1)
     if json:
         print_json(as_json(compared, chosen, forms))

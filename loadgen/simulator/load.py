@@ -33,6 +33,7 @@ class Load:
     prompt_tokens: Whole
     output_tokens: Whole
     score_draw: NDArray[np.float64]  # U[0, 1): an answer scores 1 where it lies below the quality
+    call_s: NDArray[np.float64] | None = None  # what a task takes beside links, wait and computing, half each way; no prediction knows
 
     def __len__(self) -> int:
         return len(self.at_s)

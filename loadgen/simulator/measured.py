@@ -81,6 +81,7 @@ class MeasuredModel:
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         shape = (int(document["num_layers"]), int(document["num_experts"]))
+        self.base_model = str(document["base_model"])
         self._num_experts = shape[0] * shape[1]
         self._task_types = tuple(sorted(document["task_types"]))
         self._step_times = StepTimes(**document["step_times"])
@@ -120,6 +121,19 @@ class MeasuredModel:
     @property
     def step_times(self) -> StepTimes:
         return self._step_times
+
+    def share_within(self, memory_bytes: int) -> float:
+        """The largest memory share whose versions fit, 1 where the whole model does. Raises ProfileError where none fits."""
+        if memory_bytes >= self._full.model_bytes:
+            return 1.0
+        fitting = [row.share for row in self._rows if row.model_bytes <= memory_bytes]
+        if not fitting:
+            least = min(row.model_bytes for row in self._rows)
+            raise ProfileError(
+                f"no measured version fits into {memory_bytes} bytes, the smallest has {least}: measure with the --dtype that edges hold "
+                "(moedge replay --dtype), and with smaller --shares"
+            )
+        return max(fitting)
 
     def version(self, mix: Mapping[str, float], memory_share: float) -> SimulatedVersion:
         row = self._row(mix, memory_share)

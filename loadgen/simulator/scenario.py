@@ -14,7 +14,7 @@ from loadgen.simulator.model import SimulatedModel
 from loadgen.simulator.stated import StatedModel, StatedOptions
 from loadgen.simulator.strict import known_only, read_table
 from services.core.naming import nearest
-from services.core.offload.values import Link
+from services.core.offload.values import Link, StepTimes
 
 FOLDER = Path(__file__).resolve().parents[1] / "scenarios"
 PROFILES = FOLDER / "profiles"
@@ -34,6 +34,7 @@ class EdgeGroup:
     max_queue: int = 64
     regions: Mapping[str, Link] = field(default_factory=dict)
     mix: Mapping[str, float] | None = None
+    step_times: StepTimes | None = None  # as measured on this edge, instead of the model's at `speed`
 
     def __post_init__(self) -> None:
         _at_least(1, count=self.count, max_batch=self.max_batch)

@@ -84,6 +84,7 @@ class _Run:
         self._prompt_tokens, self._output_tokens = load.prompt_tokens.tolist(), load.output_tokens.tolist()
         self._prompt_bytes, self._types, self._regions = load.prompt_bytes.tolist(), load.task_type.tolist(), load.region.tolist()
         self._at_s, self._alpha, self._user = load.at_s.tolist(), load.alpha.tolist(), load.user.tolist()
+        self._half_call_s = (load.call_s / 2.0).tolist() if load.call_s is not None else [0.0] * len(load)
         known = {t: {t: 1.0} for t in load.task_types}
         unknown = dict.fromkeys(load.task_types, 1.0 / len(load.task_types))
         self._posteriors = [unknown if scenario.hide_task_type else known[t] for t in load.task_types]
@@ -171,7 +172,7 @@ class _Run:
         row = index if len(table) == len(self._edges) else [edge.edge_id for edge in table.edges].index(decision.chosen[0])
         self._predicted_s[n], self._expected[n] = float(table.columns.completion_time_s[row]), float(table.columns.quality[row])
         latency_s, up_s_per_byte, _ = self._ways[index][region]
-        uplink_s = latency_s + self._prompt_bytes[n] * up_s_per_byte
+        uplink_s = latency_s + self._prompt_bytes[n] * up_s_per_byte + self._half_call_s[n]
         if self._foresight is not None:
             self._foresight.sent(n, index, now_s + uplink_s)
         if uplink_s > 0.0:
@@ -215,7 +216,7 @@ class _Run:
         self._offload.finished(self._ids[n], observed, now_s)
         latency_s, _, down_s_per_byte = self._ways[index][self._regions[n]]
         self._left_s[n] = now_s
-        self._completed_s[n] = now_s + latency_s + output_tokens * OUTPUT_BYTES_PER_TOKEN * down_s_per_byte
+        self._completed_s[n] = now_s + latency_s + output_tokens * OUTPUT_BYTES_PER_TOKEN * down_s_per_byte + self._half_call_s[n]
         self._num_ended += 1
         if edge.version.version == version:  # counts of a version that is gone go with it
             edge.counted[type_index] = edge.counted.get(type_index, 0) + 1

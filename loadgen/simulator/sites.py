@@ -21,7 +21,7 @@ def edge_sites(scenario: Scenario, seed: int) -> tuple[EdgeSite, ...]:
     for group in scenario.edges:
         for n in range(group.count):
             edge_id = group.name if group.count == 1 else f"{group.name}-{n:03d}"
-            times = at_speed(scenario.model.step_times, group.speed)
+            times = group.step_times or at_speed(scenario.model.step_times, group.speed)
             sites.append(EdgeSite(edge_id, dict(group.regions), times, group.memory_share, group.max_batch, group.max_queue, group.speed))
     sites.sort(key=lambda site: site.edge_id)
     if scenario.area is None:
