@@ -12,7 +12,6 @@ from services.model.alignment import align
 from services.model.checkpoint import read_base
 from services.model.errors import CheckpointError
 from services.model.families import family_of
-from services.model.families.layers import apply_experts, mixed_experts, plain_expert
 from services.model.merging import merged_experts
 from tests.unit.pico_decoders import FAMILIES, write_pico_decoder
 
@@ -100,23 +99,6 @@ def test_greedy_answers_are_those_that_transformers_generates(tmp_path):
         left_padded, attention_mask=(left_padded > 0).long(), max_new_tokens=8, do_sample=False, eos_token_id=None
     )
     assert generate(read(tmp_path), PROMPTS, 8) == generated[:, longest:].tolist()
-
-
-def test_shares_of_experts_in_one_group_add_and_it_runs_once():
-    torch.manual_seed(0)
-    x, weights = torch.randn(6, 4), {"wi": torch.randn(3, 5, 4), "wo": torch.randn(3, 4, 5)}
-    rows, shares = torch.tensor([[0, 0, 2], [1, 2, 1], [2, 2, 2], [0, 1, 2], [1, 0, 0], [2, 1, 1]]), torch.rand(6, 3)
-    seen = []
-
-    def counted(product, tokens):
-        seen.append(tokens.shape[0])
-        return plain_expert(torch.relu)(product, tokens)
-
-    with torch.no_grad():
-        mixed = mixed_experts(x, rows, shares, weights, counted)
-        single = [apply_experts(x, rows[:, place], weights, plain_expert(torch.relu)) for place in range(3)]
-    torch.testing.assert_close(mixed, sum(part * shares[:, place, None] for place, part in enumerate(single)))
-    assert sum(seen) == 12
 
 
 @pytest.mark.parametrize(

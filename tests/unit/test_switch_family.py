@@ -129,21 +129,6 @@ def test_training_reaches_every_kind_of_weight(tmp_path):
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in model.parameters().values())
 
 
-def test_gradients_of_the_chunked_product_equal_those_of_single_products():
-    from services.model.families.layers import _chunked_product, _one_product_an_expert, plain_expert
-
-    generator = torch.Generator().manual_seed(0)
-    grads = []
-    for product in (_chunked_product, _one_product_an_expert):
-        generator.manual_seed(0)
-        x, wi, wo = (torch.randn(size, generator=generator).requires_grad_() for size in ((30, 8), (5, 12, 8), (5, 8, 12)))
-        rows = torch.randint(0, 4, (30,), generator=generator)
-        product(x, rows, {"wi": wi, "wo": wo}, plain_expert(torch.relu)).square().sum().backward()
-        grads.append((x.grad, wi.grad, wo.grad))
-    for padded, single in zip(*grads, strict=True):
-        torch.testing.assert_close(padded, single)
-
-
 def test_bfloat16_weights_stay_near_the_float32_logits(tmp_path):
     write_pico(tmp_path)
     exact = SwitchFamily().read(tmp_path, torch.float32, CPU)

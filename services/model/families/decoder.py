@@ -27,11 +27,12 @@ from services.model.families.layers import (
     linear,
     mixed_experts,
     padded,
-    plus_where,
+    plus_at,
     rms_norm,
     rotate,
     slot_index,
     split_heads,
+    valid_places,
 )
 from services.model.families.tensors import TensorSource, read_json
 
@@ -191,13 +192,14 @@ class DecoderModel:
         cos, sin = angles.cos(), angles.sin()
         biases = {window: _causal_bias(positions, num_keys, window) for window in set(config.windows)}
         x = F.embedding(ids, self._tensors["embedding"]).float()
+        places = valid_places(valid)
         moe_layer = 0
         for number, block in enumerate(self._blocks):
             query, key, value = self._query_key_value(block, rms_norm(x, block["attention_norm"], config.eps))
             keys, values = keep(number, rotate(key, cos, sin), value)
             mixed = attend(rotate(query, cos, sin), keys, values, biases[config.windows[number]], config.d_head**-0.5)
             x = x + _affine(mixed, block["out"], block.get("out_bias"))
-            x = plus_where(x, valid, self._feed_forward(block, moe_layer, recorder))
+            x = plus_at(x, places, self._feed_forward(block, moe_layer, recorder))
             moe_layer += config.sparse[number]
         return rms_norm(x, self._tensors["final_norm"], config.eps)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +18,7 @@ Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
 Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by its matrix products; it may not mix tokens
 
-SMALL_EXPERT_PARAMS = 1 << 15  # up to it one batched product over all experts beats one product an expert
-CHUNK_TOKENS = 64
-GATHER_PARAMS = 1 << 20  # most expert weights that may be copied to save the sort
+GATHER_PARAMS = 3 << 16  # most expert weights that may be copied to save a grouped product
 
 
 def gelu_new(x: Tensor) -> Tensor:
@@ -98,11 +95,16 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     return ids, torch.arange(longest, device=device) < lengths[:, None]
 
 
-def plus_where(x: Tensor, valid: Tensor, added: Callable[[Tensor], Tensor]) -> Tensor:
-    """`x` (rows, tokens, d_model) plus `added`, which is computed for the valid tokens alone: (num_valid, d_model) to the same."""
+def valid_places(valid: Tensor) -> Tensor | None:
+    """Where the valid tokens are among all, row by row; None where all of them are."""
     places = valid.flatten().nonzero().squeeze(1)
+    return None if places.numel() == valid.numel() else places
+
+
+def plus_at(x: Tensor, places: Tensor | None, added: Callable[[Tensor], Tensor]) -> Tensor:
+    """`x` (rows, tokens, d_model) plus `added`, which is computed for the tokens at `places` alone: (num_places, d_model) to the same."""
     flat = x.reshape(-1, x.shape[-1])
-    if places.numel() == flat.shape[0]:
+    if places is None:
         return x + added(flat).view_as(x)
     return flat.index_add(0, places, added(flat.index_select(0, places))).view_as(x)
 
@@ -122,86 +124,65 @@ def slot_index(slots: Sequence[int], device: torch.device) -> slice | Tensor:
     return torch.as_tensor(slots, device=device)
 
 
-class _Place(torch.autograd.Function):
-    """Copies rows to distinct places of a zeroed buffer. The places being distinct, both ways are plain copies."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, num_places: int) -> Tensor:
-        ctx.save_for_backward(places)
-        return x.new_zeros(num_places, x.shape[1]).index_copy_(0, places, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
-
-
-class _Take(torch.autograd.Function):
-    """The inverse of `_Place`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.num_places = x.shape[0]
-        return x.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.num_places, grad.shape[1]).index_copy_(0, places, grad), None
-
-
 def mixed_experts(x: Tensor, rows: Tensor, shares: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """Each token through several experts, summed by share. `x` (num_tokens, d_model), `rows` and `shares` (num_tokens, top_k).
 
     Shares of equal rows add (two of a token's experts merged into one group): that expert then runs once.
     """
-    num_kept = next(iter(weights.values())).shape[0]
-    totals = x.new_zeros(x.shape[0], num_kept).scatter_add(1, rows, shares)
-    tokens, hit = totals.nonzero(as_tuple=True)
-    outputs = apply_experts(x.index_select(0, tokens), hit, weights, expert) * totals[tokens, hit].unsqueeze(1)
+    totals = x.new_zeros(x.shape[0], _num_kept(weights)).scatter_add(1, rows, shares)
+    hit, tokens = totals.T.nonzero(as_tuple=True)  # in the order of experts
+    outputs = _in_order(x.index_select(0, tokens), hit, weights, expert) * totals[tokens, hit].unsqueeze(1)
     return torch.zeros_like(x).index_add(0, tokens, outputs)
 
 
 def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """Each token through one expert. `x` (num_tokens, d_model), `rows` (num_tokens,), `weights` (num_kept, width out, width in) each."""
+    if _are_few(x, weights):
+        return _gathered(x, rows, weights, expert)
+    order = torch.argsort(rows)
+    outputs = _in_order(x.index_select(0, order), rows[order], weights, expert)
+    return torch.zeros_like(outputs).index_copy(0, order, outputs)
+
+
+def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
+    """As `apply_experts`, with `rows` ascending."""
+    if _are_few(x, weights):
+        return _gathered(x, rows, weights, expert)
+    counts = torch.bincount(rows, minlength=_num_kept(weights))
+    if all(_has_grouped_product(weight) for weight in weights.values()):
+        ends = counts.cumsum(0).to(torch.int32)
+        return expert(lambda part, name: F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype), x)
+    return _one_product_an_expert(x, counts, weights, expert)
+
+
+def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
+    """Whether copying each token's expert costs less than starting a product an expert, and no gradient asks for more."""
     expert_params = sum(weight[0].numel() for weight in weights.values())
-    if expert_params > SMALL_EXPERT_PARAMS:
-        return _one_product_an_expert(x, rows, weights, expert)
-    if x.shape[0] * expert_params <= GATHER_PARAMS and not torch.is_grad_enabled():
-        chosen = {name: weight.index_select(0, rows).to(x.dtype) for name, weight in weights.items()}
-        return expert(lambda part, name: torch.bmm(chosen[name], part), x.unsqueeze(2)).squeeze(2)
-    return _chunked_product(x, rows, weights, expert)
+    return x.shape[0] * expert_params <= GATHER_PARAMS and not torch.is_grad_enabled()
 
 
-def _chunked_product(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
-    """Tokens sorted by expert and cut into chunks of one expert each, the last of an expert padded: one batched product for all."""
-    num_kept = next(iter(weights.values())).shape[0]
-    counts = torch.bincount(rows, minlength=num_kept)
-    num_chunks = (counts + CHUNK_TOKENS - 1) // CHUNK_TOKENS
-    expert_of_chunk = torch.repeat_interleave(num_chunks)
-    order = torch.argsort(rows)
-    sorted_rows = rows[order]
-    first_place = (num_chunks.cumsum(0) - num_chunks) * CHUNK_TOKENS - (counts.cumsum(0) - counts)
-    places = torch.empty_like(rows)
-    places[order] = first_place[sorted_rows] + torch.arange(rows.numel(), device=rows.device)
-    num_places = expert_of_chunk.numel() * CHUNK_TOKENS
-    padded = _Place.apply(x, places, num_places).view(-1, CHUNK_TOKENS, x.shape[1])  # type: ignore[no-untyped-call]
-    chosen = {name: weight.index_select(0, expert_of_chunk).to(x.dtype).transpose(1, 2) for name, weight in weights.items()}
-    mixed = expert(lambda part, name: torch.bmm(part, chosen[name]), padded)
-    return _Take.apply(mixed.view(num_places, -1), places)  # type: ignore[no-untyped-call, no-any-return]
+def _gathered(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
+    chosen = {name: weight.index_select(0, rows).to(x.dtype) for name, weight in weights.items()}
+    return expert(lambda part, name: torch.bmm(chosen[name], part), x.unsqueeze(2)).squeeze(2)
 
 
-def _one_product_an_expert(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
-    order = torch.argsort(rows)
-    hit, counts = torch.unique_consecutive(rows[order], return_counts=True)
-    parts = torch.split(x.index_select(0, order), counts.tolist())
+def _has_grouped_product(weight: Tensor) -> bool:
+    """What `grouped_mm` asks for: rows of whole 16 bytes, and on CUDA compute capability 8."""
+    if any(width * weight.element_size() % 16 for width in weight.shape[1:]):
+        return False
+    return weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) >= (8, 0)
+
+
+def _one_product_an_expert(x: Tensor, counts: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
+    """As `_in_order`; `counts` (num_kept,) tokens each."""
+    parts = torch.split(x, counts.tolist())
     outputs = [
         expert(lambda part, name: linear(part, weights[name][row]), part)  # noqa: B023
-        for row, part in zip(hit.tolist(), parts, strict=True)
+        for row, part in enumerate(parts)
+        if part.shape[0]
     ]
-    if not outputs:
-        return torch.zeros_like(x)
-    places = torch.empty_like(order)
-    places[order] = torch.arange(order.numel(), device=order.device)
-    return _Take.apply(torch.cat(outputs), places)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cat(outputs) if outputs else torch.zeros_like(x)
+
+
+def _num_kept(weights: Mapping[str, Tensor]) -> int:
+    return int(next(iter(weights.values())).shape[0])

@@ -25,11 +25,12 @@ from services.model.families.layers import (
     linear,
     padded,
     plain_expert,
-    plus_where,
+    plus_at,
     position_buckets,
     rms_norm,
     slot_index,
     split_heads,
+    valid_places,
 )
 from services.model.families.switch_parts import SwitchParts
 from services.model.families.switch_weights import (
@@ -218,10 +219,10 @@ class SwitchModel:
         stack = self._weights.encoder
         span = torch.arange(ids.shape[1], device=self.device)
         bias = self._position_bias(stack, span - span[:, None], bidirectional=True).permute(2, 0, 1) + _padding_bias(valid)
-        x = F.embedding(ids, stack.embedding).float()
+        x, places = F.embedding(ids, stack.embedding).float(), valid_places(valid)
         for block in stack.blocks:
             x = self._self_attention(block.self_attention, x, bias)
-            x = self._feed_forward_valid(block, x, valid, recorder)
+            x = self._feed_forward_at(block, x, places, recorder)
         return rms_norm(x, stack.final_norm, self._config.layer_norm_epsilon)
 
     def _decode(self, ids: Tensor, valid: Tensor, encoded: Tensor, encoded_valid: Tensor, recorder: Recorder | None) -> Tensor:
@@ -231,7 +232,7 @@ class SwitchModel:
         bias = self._position_bias(stack, relative, bidirectional=False).permute(2, 0, 1)
         bias = bias.masked_fill(relative > 0, float("-inf")).unsqueeze(0)
         cross_bias = _padding_bias(encoded_valid)
-        x = F.embedding(ids, stack.embedding).float()
+        x, places = F.embedding(ids, stack.embedding).float(), valid_places(valid)
         for block in stack.blocks:
             x = self._self_attention(block.self_attention, x, bias)
             cross = block.cross_attention
@@ -239,7 +240,7 @@ class SwitchModel:
             assert cross.query is not None
             query = split_heads(linear(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
             x = x + linear(attend(query, *self._cross_keys(block, encoded), cross_bias), cross.out)
-            x = self._feed_forward_valid(block, x, valid, recorder)
+            x = self._feed_forward_at(block, x, places, recorder)
         return rms_norm(x, stack.final_norm, eps)
 
     def _self_attention(self, attention: Attention, x: Tensor, bias: Tensor) -> Tensor:
@@ -252,10 +253,10 @@ class SwitchModel:
         key, value = linear(encoded, block.cross_attention.into).chunk(2, -1)
         return split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
 
-    def _feed_forward_valid(self, block: Block, x: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
+    def _feed_forward_at(self, block: Block, x: Tensor, places: Tensor | None, recorder: Recorder | None) -> Tensor:
         """`x` plus its feed-forward part, computed for the tokens that are not padding."""
         eps = self._config.layer_norm_epsilon
-        return plus_where(x, valid, lambda tokens: self._feed_forward(block, rms_norm(tokens, block.norm, eps), recorder))
+        return plus_at(x, places, lambda tokens: self._feed_forward(block, rms_norm(tokens, block.norm, eps), recorder))
 
     # Parts
 
