@@ -38,8 +38,12 @@ def reproduce(
     from loadgen.reproduce.reproduce import reproduce as run
 
     names = chosen(experiments)
-    with _progress(len(names), json) as tell:
-        documents = run(names, out, tell, num_seeds=QUICK_SEEDS if quick else seeds, jobs=jobs or os.cpu_count() or 1, quick=quick)
+    try:
+        with _progress(json) as tell:
+            documents = run(names, out, tell, num_seeds=QUICK_SEEDS if quick else seeds, jobs=jobs or os.cpu_count() or 1, quick=quick)
+    except KeyboardInterrupt:
+        stderr().print(f"interrupted: finished runs are kept in {out}, the same command goes on from there")
+        raise
     if json:
         print_json({"schema_version": 1, "page": str(out / "index.html"), "experiments": documents})
     else:
@@ -48,7 +52,7 @@ def reproduce(
 
 
 @contextmanager
-def _progress(num_experiments: int, json: bool) -> Iterator[Tell]:
+def _progress(json: bool) -> Iterator[Tell]:
     """A bar for the experiment that runs, on standard error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -118,16 +118,24 @@ def _table(option: Option, name: str, runs: Runs) -> Table:
 
 
 def _plot(option: Option, steady: Runs, changing: Runs) -> Plot:
-    told, panels = printed(option.table), []
+    told, theirs, ours = printed(option.table), [], []
     for row, figure in ROWS:
-        lines = [Line("the paper", tuple(told[option.name]), tuple(told[row]))]
+        title, lines = row.replace("_", " "), []
+        theirs.append(_panel(f"the paper: {title}", option, [Line("the paper", tuple(told[option.name]), tuple(told[row]))]))
         for label, runs in (("ours, no drift", steady), ("ours, mix changes", changing)):
             values = {value: interval([run[figure] for run in of_value]) for value, of_value in runs.items()}
             least = min(v.mean for v in values.values())
             ys, widths = tuple(v.mean - least for v in values.values()), tuple(v.ci95 for v in values.values())
             lines.append(Line(label, tuple(values), ys, widths))
-        panels.append(Lines(row.replace("_", " "), option.name, "above the least", tuple(lines)))
-    return Plot(option.table, f"{option.source}, the paper's and ours", "Each curve as the difference to its least value.", tuple(panels))
+        ours.append(_panel(f"ours: {title}", option, lines))
+    caption = (
+        "Each curve as the difference to its least value. The paper's are of one run each; ours are means over seeds with 95 % intervals."
+    )
+    return Plot(option.table, f"{option.source}, the paper's and ours", caption, (*theirs, *ours))
+
+
+def _panel(title: str, option: Option, lines: Sequence[Line]) -> Lines:
+    return Lines(title, option.name, "above the least", tuple(lines))
 
 
 def off_the_law(table: str) -> list[float]:

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ FEEDBACK: Mapping[str, type[Learning]] = {"none (open loop)": OpenLoop, "finishe
 OPEN, LEAVING, ALL = FEEDBACK
 
 
-def error_of(given: Given) -> dict[str, object]:
+def error_of(given: Given) -> dict[str, Any]:
     """Mean predicted and observed completion time of the tasks that came in each of `BINS` parts of the run, and the run's figures."""
     made = scenario_of(given.run)
     load = draw_load(made, given.run.seed)
