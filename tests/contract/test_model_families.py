@@ -77,6 +77,12 @@ def with_stacks(base: BaseModel, change) -> BaseModel:
     return replace(base, model=base.model.with_experts([change(stack) for stack in base.model.experts]))
 
 
+def rest_of(base: BaseModel) -> dict[str, torch.Tensor]:
+    """Every tensor but the experts'."""
+    experts = {id(weight) for stack in base.model.experts for weight in stack.weights.values()}
+    return {name: tensor for name, tensor in base.model.parameters().items() if id(tensor) not in experts}
+
+
 def duplicated(stack: ExpertStack) -> ExpertStack:
     """Every expert a copy of the first."""
     return ExpertStack({name: weight[:1].expand_as(weight).clone() for name, weight in stack.weights.items()}, stack.index_map)
@@ -239,6 +245,21 @@ def test_merged_rows_may_stand_in_any_order(base, prompts):
     torch.testing.assert_close(logits(base.model.with_experts(turned), prompts), logits(whole, prompts), atol=1e-5, rtol=1e-5)
 
 
+def test_experts_numbered_otherwise_answer_the_same_and_are_counted_under_their_new_numbers(base, prompts):
+    order = torch.tensor([3, 1, 7, 0, 6, 2, 5, 4])
+    rest = rest_of(base)
+    for name, tensor in rest.items():
+        if any(tensor.shape == router.shape and torch.equal(tensor, router) for router in base.model.routers):
+            rest[name] = tensor[order]
+    experts = [ExpertStack({n: w[order] for n, w in s.weights.items()}, s.index_map) for s in base.model.experts]
+    renumbered = family_of(json.loads(base.config_json)).assemble(json.loads(base.config_json), rest, experts)
+    torch.testing.assert_close(logits(renumbered, prompts), logits(base.model, prompts), atol=1e-5, rtol=1e-5)
+    counts = [CountingRecorder(base.model.shape) for _ in range(2)]
+    for model, recorder in zip((base.model, renumbered), counts, strict=True):
+        model.teacher_forced(prompts, TARGETS, recorder)
+    assert (counts[0].take()[:, order.numpy()] == counts[1].take()).all()
+
+
 def test_a_merged_expert_answers_as_copies_of_it_in_every_place(base, prompts):
     whole = merged(base)
     spread = [ExpertStack({n: w[s.index_map] for n, w in s.weights.items()}, torch.arange(8)) for s in whole.experts]
@@ -310,8 +331,7 @@ def test_an_update_shares_what_did_not_change_and_answers_as_the_whole_version(b
 def test_tensors_that_do_not_make_the_model_are_refused_by_name(base):
     config = json.loads(base.config_json)
     family = family_of(config)
-    experts = {id(weight) for stack in base.model.experts for weight in stack.weights.values()}
-    rest = {name: tensor for name, tensor in base.model.parameters().items() if id(tensor) not in experts}
+    rest = rest_of(base)
     family.assemble(config, rest, base.model.experts)
     name = sorted(rest)[-1]
     with pytest.raises(CheckpointError, match=f"{name}.*missing"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
+from typer.testing import CliRunner
 
+from loadgen.cli.main import app
 from moedge.v1 import events_pb2, inference_pb2
 from services.model.greedy import greedy
 from services.runtime.codec import layers_to_counts
@@ -57,6 +60,24 @@ async def test_a_decoder_only_model_is_answered_counted_and_merged_again_when_tr
     num_reported = sum(report.num_tasks for report in heard.reports)
     assert num_reported >= 20
     assert num_reported * min(num_tokens) <= sum(layers[0] for layers in counts) / TOP_K <= sum(num_tokens)
+
+
+def test_merge_fills_its_budget_with_experts_of_three_matrices(tmp_path):
+    write_pico_decoder(tmp_path / "model", "mixtral")
+    tasks = write_tasks(tmp_path / "tasks.jsonl")
+    places = ["--model", str(tmp_path / "model"), "--tasks", str(tasks), "--cache", str(tmp_path / "cache"), "--threads", "1", "--json"]
+
+    def merged(budget_bytes: int):
+        command = ["merge", *places, "--task", "left", "--budget-bytes", str(budget_bytes), "--out", str(tmp_path / "out")]
+        return json.loads(CliRunner().invoke(app, command).stdout)
+
+    full = merged(10**9)
+    assert full["bytes"] == full["full_bytes"]
+    assert full["experts_kept"] == full["experts_total"] == 16
+    budget_bytes = full["full_bytes"] - 9 * 3 * 32 * 24 * 4
+    less = merged(budget_bytes)
+    assert (less["bytes"], less["experts_kept"]) == (budget_bytes, 7)
+    assert less["version"] != full["version"]
 
 
 class Heard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from services.model.families import family_of
 from services.model.families.base import ExpertStack
-from services.model.families.switch import SwitchFamily
 from services.model.generation import BatchEngine, Emitted, Finished, GenTask, Started, VersionGoneError
+from tests.unit.pico_decoders import write_pico_decoder
 from tests.unit.test_switch_family import write_pico
 
 PROMPTS = {"a": (5, 9, 11, 1), "b": (7, 1), "c": (20, 21, 22, 23, 24, 25, 26, 1), "d": (3, 4, 1), "e": (8, 8, 1)}
@@ -40,11 +42,14 @@ class Counter:
         return taken
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+@pytest.fixture(scope="module", params=["switch", "olmoe"])
+def model(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("pico")
-    write_pico(directory)
-    return SwitchFamily().read(directory, torch.float32, torch.device("cpu"))
+    if request.param == "switch":
+        write_pico(directory)
+    else:
+        write_pico_decoder(directory, request.param, num_experts=4)
+    return family_of(json.loads((directory / "config.json").read_text())).read(directory, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +193,8 @@ def test_counts_are_kept_by_version_and_sum_to_the_tokens(model, merged):
     assert engine.take_counts(3) == []
     (taken,) = engine.take_counts(2)
     assert (taken.version, taken.num_tasks) == ("v1", 2)
-    assert taken.counts.sum(axis=1).tolist() == [6, 6, 12, 12]
+    read = {"encoder": 6, "decoder": 12, "layers": 6 + 2 * 5}  # prompts and answers; the last token of an answer is read by nobody
+    assert taken.counts.sum(axis=1).tolist() == [read[layer.name.split(".")[0]] * layer.top_k for layer in model.shape.layers]
     assert engine.take_counts(1) == []
 
 
