@@ -227,6 +227,7 @@ def _claims(found: dict[Drawn, Figures]) -> list[Claim]:
             any_rule.verdict,
             any_rule.rule,
             "The proof's upper bound spreads the longest times evenly; a last long task on top is left out, and so are wrong predictions.",
+            headline=True,
         ),
         Claim(
             "theorem2-many-tasks",
@@ -238,6 +239,7 @@ def _claims(found: dict[Drawn, Figures]) -> list[Claim]:
             many_rule.verdict,
             many_rule.rule,
             "What each edge is given by mistake evens out.",
+            headline=True,
         ),
         Claim(
             "theorem2-any-order",
