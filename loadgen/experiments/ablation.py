@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loadgen.experiments import Experiment
-from loadgen.experiments._sweeps import CLAIMED, Point, Sweep, paper_run, sweep
+from loadgen.experiments._sweep_claims import CLAIMED
+from loadgen.experiments._sweeps import Point, Sweep, paper_run, sweep
 from loadgen.experiments.fig4 import POINTS
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.rules import above_zero, at_least

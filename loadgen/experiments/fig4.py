@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loadgen.experiments import Experiment
-from loadgen.experiments._sweeps import Point, claims, plots, spoken, sweep, tables
+from loadgen.experiments._sweep_claims import claims
+from loadgen.experiments._sweeps import Point, plots, spoken, sweep, tables
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.runs import PAPER_SERVERS, utilisation
 from loadgen.reproduce.values import Result

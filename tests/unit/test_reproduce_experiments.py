@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from loadgen.cli.main import app
 from loadgen.experiments._options import WITHIN, off_the_law
 from loadgen.experiments._paper import printed
-from loadgen.experiments._sweeps import Point, Sweep, claims
+from loadgen.experiments._sweep_claims import claims
+from loadgen.experiments._sweeps import Point, Sweep
 from loadgen.experiments.bias import FEEDBACK, WRONG, Given, error_of
 from loadgen.experiments.diversity import spread_of
 from loadgen.reproduce.page import cell
