@@ -41,15 +41,11 @@ def swept(context: Context, option: Option) -> tuple[Runs, Runs]:
     values = printed(option.table)[option.name]
     values = [values[0], option.best, values[-1]] if context.quick else values
     values = sorted(dict.fromkeys(values))
-    seeds = context.seeds[: max(2, len(context.seeds) // 2)]
-    steady = [
-        paper_run(_arm(option, value), seed, Point(value, RATE_PER_S, PAPER_SERVERS), context.quick) for value in values for seed in seeds
-    ]
+    points = [Point(value, RATE_PER_S, PAPER_SERVERS) for value in values]
+    steady = {p.x: [paper_run(_arm(option, p.x), seed, p, context.quick) for seed in context.few_seeds] for p in points}
     phases = tuple((phase.start, dict(phase.mix)) for phase in scenario(CHANGING).load.phases)
-    told = context.map(figures_of, [*steady, *(replace(run, phases=phases) for run in steady)])
-    parts = [told[: len(steady)], told[len(steady) :]]
-    first, second = ({value: part[n * len(seeds) : (n + 1) * len(seeds)] for n, value in enumerate(values)} for part in parts)
-    return first, second
+    changing = {value: [replace(run, phases=phases) for run in runs] for value, runs in steady.items()}
+    return context.grouped(figures_of, steady), context.grouped(figures_of, changing)
 
 
 def _arm(option: Option, value: float) -> Arm:

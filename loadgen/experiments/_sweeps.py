@@ -80,15 +80,15 @@ class Sweep:
         return tuple(point.x for point in self.points)
 
 
-def sweep(context: Context, points: Sequence[Point], arms: Sequence[Arm] = ARMS) -> Sweep:
-    """On the paper's load with 18 s an update. Half of the seeds: a claim is about all points together."""
+def sweep(context: Context, points: Sequence[Point], arms: Sequence[Arm] = ARMS, model: str = "") -> Sweep:
+    """On the paper's load with 18 s an update."""
     points = (points[0], points[-1]) if context.quick else tuple(points)
-    seeds = context.seeds[: max(2, len(context.seeds) // 2)]
-    wanted = [(arm.name, point.x, paper_run(arm, seed, point, context.quick)) for point in points for arm in arms for seed in seeds]
-    runs: dict[tuple[str, float], list[dict[str, float]]] = {}
-    for (name, x, _), told in zip(wanted, context.map(figures_of, [run for _, _, run in wanted]), strict=True):
-        runs.setdefault((name, x), []).append(told)
-    return Sweep(points, runs)
+    wanted = {
+        (arm.name, point.x): [paper_run(arm, seed, point, context.quick, model) for seed in context.few_seeds]
+        for point in points
+        for arm in arms
+    }
+    return Sweep(points, context.grouped(figures_of, wanted))
 
 
 def paper_run(arm: Arm, seed: int, point: Point, quick: bool = False, model: str = "") -> Run:

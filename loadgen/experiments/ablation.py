@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from loadgen.experiments import Experiment
 from loadgen.experiments._sweep_claims import CLAIMED
-from loadgen.experiments._sweeps import Point, Sweep, paper_run, sweep
+from loadgen.experiments._sweeps import Point, Sweep, sweep
 from loadgen.experiments.fig4 import POINTS
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.rules import above_zero, at_least
@@ -47,25 +47,19 @@ def run(context: Context) -> Result:
 def _on_scenarios(context: Context) -> Runs:
     lengths = {name: 40.0 for name in ("drift", "stationary")} if context.quick else LENGTHS_S
     arms = ARMS[:6] if context.quick else ARMS
-    wanted = [
-        (name, arm.name, Run(name, arm, seed, length_s)) for name, length_s in lengths.items() for arm in arms for seed in context.seeds
-    ]
+    wanted = {
+        (name, arm.name): [Run(name, arm, seed, length_s) for seed in context.seeds] for name, length_s in lengths.items() for arm in arms
+    }
     runs: Runs = {name: {} for name in lengths}
-    for (name, arm, _), told in zip(wanted, context.map(figures_of, [run for _, _, run in wanted]), strict=True):
-        runs[name].setdefault(arm, []).append(told)
+    for (name, arm_name), told in context.grouped(figures_of, wanted).items():
+        runs[name][arm_name] = told
     return runs
 
 
 def _with_model(context: Context, model: str) -> Sweep:
     """JTOM, ONTO and ours on the paper's load with another model, at a few rates."""
-    rates = OTHER_RATES[:1] if context.quick else OTHER_RATES
-    seeds = context.seeds[: max(2, len(context.seeds) // 2)]
-    points, arms = tuple(Point(rate, rate, PAPER_SERVERS) for rate in rates), (JTOM, ONTO, OURS)
-    wanted = [(arm.name, point.x, paper_run(arm, seed, point, context.quick, model)) for point in points for arm in arms for seed in seeds]
-    runs: dict[tuple[str, float], list[dict[str, float]]] = {}
-    for (arm_name, x, _), told in zip(wanted, context.map(figures_of, [run for _, _, run in wanted]), strict=True):
-        runs.setdefault((arm_name, x), []).append(told)
-    return Sweep(points, runs)
+    points = tuple(Point(rate, rate, PAPER_SERVERS) for rate in OTHER_RATES)
+    return sweep(context, points, (JTOM, ONTO, OURS), model)
 
 
 def _values(runs: Runs, name: str, arm: str, figure: str) -> list[float]:

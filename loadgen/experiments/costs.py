@@ -34,17 +34,12 @@ def run(context: Context) -> Result:
 
 def _scaled(context: Context) -> Scaled:
     scales = SCALES[1:3] if context.quick else SCALES
-    seeds = context.seeds[: max(2, len(context.seeds) // 2)]
-    wanted = [
-        (arm.name, scale, replace(paper_run(arm, seed, POINT, context.quick), quality_scale=scale))
+    wanted = {
+        (arm.name, scale): [replace(paper_run(arm, seed, POINT, context.quick), quality_scale=scale) for seed in context.few_seeds]
         for scale in scales
         for arm in SWEPT
-        for seed in seeds
-    ]
-    told: Scaled = {}
-    for (arm, scale, _), figures in zip(wanted, context.map(figures_of, [given for _, _, given in wanted]), strict=True):
-        told.setdefault((arm, scale), []).append(figures)
-    return told
+    }
+    return context.grouped(figures_of, wanted)
 
 
 def _ranks(swept: Sweep, x: float) -> tuple[float, float]:

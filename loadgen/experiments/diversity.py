@@ -50,12 +50,11 @@ def spread_of(run: Run) -> dict[str, list[float]]:
 
 
 def run(context: Context) -> Result:
-    seeds = context.seeds[: max(2, len(context.seeds) // 2)]
     length_s = 60.0 if context.quick else LENGTH_S
-    wanted = [(name, arm.name, Run(name, arm, seed, length_s)) for name in SCENARIOS for arm in ARMS for seed in seeds]
-    told: Told = {}
-    for (name, arm_name, _), spread in zip(wanted, context.map(spread_of, [given for _, _, given in wanted]), strict=True):
-        told.setdefault((name, arm_name), []).append(spread)
+    told: Told = context.grouped(
+        spread_of,
+        {(name, arm.name): [Run(name, arm, seed, length_s) for seed in context.few_seeds] for name in SCENARIOS for arm in ARMS},
+    )
     return Result(_findings(told), [_table(told)], [_plot(told)], [_claim(told, "JTOM"), _claim(told, "ours")])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
 from signal import SIG_IGN, SIGINT, signal
@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 from loadgen.reproduce.store import Store, key_of, plain
 
 Given = TypeVar("Given")
+Key = TypeVar("Key")
 Tell = Callable[[int, int, float | None], None]  # runs done, of how many, seconds that the others may take
 
 
@@ -27,6 +28,11 @@ class Context:
         self.computed = 0  # runs that no store had
         self._store, self._tell, self._jobs = store, tell, jobs
         self._pool: ProcessPoolExecutor | None = None
+
+    @property
+    def few_seeds(self) -> tuple[int, ...]:
+        """Half of them: for sweeps, whose claims are about all points together."""
+        return self.seeds[: max(2, len(self.seeds) // 2)]
 
     def __enter__(self) -> Self:
         return self
@@ -49,6 +55,11 @@ class Context:
             self.computed += 1
             self._tell(done, total, (time.monotonic() - began_s) / done * (total - done))
         return [self._store[key] for key in keys]
+
+    def grouped(self, function: Callable[[Given], Any], wanted: Mapping[Key, Sequence[Given]]) -> dict[Key, list[Any]]:
+        """`map` over groups of inputs: an arm's seeds, say."""
+        results = iter(self.map(function, [given for group in wanted.values() for given in group]))
+        return {key: [next(results) for _ in group] for key, group in wanted.items()}
 
     def _results(self, function: Callable[[Given], Any], missing: dict[str, Given]) -> Any:
         if missing:
