@@ -108,7 +108,7 @@ class RouterTap:
     def __init__(self) -> None:
         self.logits: dict[int, Tensor] = {}
 
-    def record(self, layer: int, chosen: Tensor, logits: Tensor) -> None:
+    def record(self, layer: int, chosen: Tensor, logits: Tensor, inputs: Tensor, gates: Tensor) -> None:
         self.logits[layer] = logits
 
 

@@ -122,6 +122,17 @@ def test_what_a_config_asks_for_and_the_checkpoint_lacks_is_named(tmp_path, fami
         read(tmp_path)
 
 
+def test_a_config_as_transformers_4_wrote_it_reads_the_same(tmp_path):
+    write_pico_decoder(tmp_path, "qwen3_moe", rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    expected = generate(read(tmp_path), PROMPTS, 8)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    older = {"rope_theta": rope["rope_theta"], "rope_scaling": None, "num_experts": config.pop("num_local_experts")}
+    path.write_text(json.dumps(config | older))
+    assert generate(read(tmp_path), PROMPTS, 8) == expected
+
+
 def test_an_answer_ends_with_any_of_several_end_tokens(tmp_path):
     write_pico_decoder(tmp_path, "qwen3_moe", eos_token_id=[1, 5])
     assert read(tmp_path).shape.eos_token_ids == (1, 5)
