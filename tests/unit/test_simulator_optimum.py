@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ SMALL = Scenario(
 
 
 def first_tasks(load: Load, num_tasks: int) -> Load:
-    columns = {field.name for field in dataclasses.fields(Load)} - {"task_types", "regions"}
-    return dataclasses.replace(load, **{name: getattr(load, name)[:num_tasks] for name in sorted(columns)})
+    columns: dict[str, Any] = {field.name: getattr(load, field.name) for field in dataclasses.fields(Load)}
+    return dataclasses.replace(load, **{name: value[:num_tasks] for name, value in columns.items() if isinstance(value, np.ndarray)})
 
 
 def case_of(made: Scenario, load: Load, seed: int) -> Case:
