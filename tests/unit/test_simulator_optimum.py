@@ -41,8 +41,9 @@ SMALL = Scenario(
 
 
 def first_tasks(load: Load, num_tasks: int) -> Load:
-    columns: dict[str, Any] = {field.name: getattr(load, field.name) for field in dataclasses.fields(Load)}
-    return dataclasses.replace(load, **{name: value[:num_tasks] for name, value in columns.items() if isinstance(value, np.ndarray)})
+    columns = {field.name: getattr(load, field.name) for field in dataclasses.fields(Load)}
+    cut: dict[str, Any] = {name: value[:num_tasks] for name, value in columns.items() if isinstance(value, np.ndarray)}
+    return dataclasses.replace(load, **cut)
 
 
 def case_of(made: Scenario, load: Load, seed: int) -> Case:
