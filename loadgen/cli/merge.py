@@ -11,6 +11,7 @@ import typer
 
 from loadgen.cli import options
 from loadgen.cli.builders import open_builder
+from loadgen.cli.compare import compared
 from loadgen.cli.console import CommandError, command, in_bytes, in_scores, in_seconds, in_shares, print_json, stdout
 from loadgen.cli.mixes import shares_of
 from loadgen.cli.places import model_or_demo, tasks_or_toy
@@ -23,9 +24,21 @@ if TYPE_CHECKING:
 
 @command
 def merge(
-    task: Annotated[str, typer.Option(help="Task type to merge for, or a mix such as squad=3,copa=1.", metavar="TYPE|MIX")],
-    budget_bytes: Annotated[int, typer.Option(min=1, help="Memory for weights; the merged model fills it to within one expert.")],
-    out: Annotated[Path, typer.Option(help="Folder for manifest.json, manifest.pb and blobs.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for manifest.json, manifest.pb and blobs, or for the comparison.", metavar="DIR")],
+    task: Annotated[str | None, typer.Option(help="Task type to merge for, or a mix such as squad=3,copa=1.", metavar="TYPE|MIX")] = None,
+    budget_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Memory for weights; the merged model fills it to within one expert.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Instead: every way to make experts smaller, scored at several budgets; a table and a plot.")
+    ] = False,
+    compressions: Annotated[
+        str, typer.Option(help=f"With --compare: which, with commas between; without it all of {options.COMPRESSIONS}.", metavar="NAMES")
+    ] = "",
+    budgets: Annotated[
+        str, typer.Option(help="With --compare: room for experts, in bits for each original expert weight.", metavar="BITS,...")
+    ] = "4,2,1.25,0.84,0.56,0.28",
+    items: Annotated[int, typer.Option(min=1, help="With --compare: scored items of each task type at most.")] = 300,
     model: options.Model = None,
     tasks: options.Tasks = None,
     dtype: options.Dtype = "float32",
@@ -39,13 +52,19 @@ def merge(
 ) -> None:
     """Build one merged model for a task type or a mix, within a byte budget.
 
-    Prints its bytes, the full model's bytes in that dtype, experts kept, seconds, and quality by task type on calibration items.
+    With --compare nothing is kept: it scores what each way to make experts smaller leaves of the model, beside the unmerged model at few
+    bits. Prints its bytes, the full model's bytes in that dtype, experts kept, seconds, and quality by task type on calibration items.
     The same request gives the same version.
     """
     from services.model.build import BuildOptions
     from services.runtime.clock import SystemClock
     from services.tasks.sources import open_tasks
 
+    if compare:
+        compared(out, model, tasks, task, compressions, budgets, items, dtype, device, threads, as_json=json)
+        return
+    if task is None or budget_bytes is None:
+        raise CommandError("task and budget_bytes: a merge needs both; give them, or --compare")
     source = model_or_demo(model)
     task_set = open_tasks(tasks_or_toy(tasks, model), "calibration")
     mix = shares_of(task, task_set.task_types)

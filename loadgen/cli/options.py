@@ -63,5 +63,6 @@ RecoverySteps = Annotated[
     int, typer.Option(min=0, help="Optimiser steps after averaging; they never see a scored prompt.", metavar="STEPS")
 ]
 EXPERIMENTS = _files("loadgen.experiments")
+COMPRESSIONS = _files("services.model.compressions")
 TARGET = DEFAULT_TARGET
 DEFAULT_RECOVERY_STEPS = 0

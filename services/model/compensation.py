@@ -111,11 +111,14 @@ def _searched(weights: Tensor, importance: Tensor, bits: int, top: Tensor) -> Te
 
 
 def _corrected(packed: PackedMatrix, exact: Tensor, moments: Tensor, rank: int) -> PackedMatrix:
-    """`packed` with the best rank-`rank` part of what it misses: least Σ‖(missed - left·right) x‖², by the SVD of missed · moments^½."""
-    root = torch.linalg.cholesky(moments.double())
-    missed = (exact - packed.unpacked()).double()
-    u, s, vh = torch.linalg.svd(missed @ root, full_matrices=False)
-    kept = s[:rank].sqrt()
-    left = u[:, :rank] * kept
-    right = torch.linalg.solve_triangular(root, kept[:, None] * vh[:rank], upper=False, left=False)
+    left, right = low_rank(exact - packed.unpacked(), moments, rank)
     return PackedMatrix(packed.bits, packed.shape, packed.codes, packed.scales, packed.top, left.half(), right.half())
+
+
+def low_rank(matrix: Tensor, moments: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """left (rows, rank) and right (rank, columns) with the least Σ‖(matrix - left·right) x‖²: the SVD of matrix · moments^½."""
+    root = torch.linalg.cholesky(moments.double())
+    u, s, vh = torch.linalg.svd(matrix.double() @ root, full_matrices=False)
+    kept = s[:rank].sqrt()
+    right = torch.linalg.solve_triangular(root, kept[:, None] * vh[:rank], upper=False, left=False)
+    return (u[:, :rank] * kept).float(), right.float()

@@ -7,13 +7,14 @@ those of the base.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from services.core.merging.values import BaseProfiles, Frequencies, LayerStatistics
+from services.model.alignment import Aligned, align
 from services.model.checkpoint import BaseModel
 from services.model.families.base import ExpertStack, ModelShape, MoeModel
 from services.model.families.layers import Expert
@@ -75,6 +76,8 @@ class Evidence:
     layers: tuple[LayerEvidence, ...]
     batches: tuple[tuple[Example, ...], ...]
     answers: tuple[Tensor, ...]  # log probabilities of the base model, (num target tokens, vocab), by batch
+    aligned: Aligned
+    shared: dict[str, object] = field(default_factory=dict)  # work that one compression does once for all budgets, by its name
 
     @property
     def rule(self) -> Expert:
@@ -114,15 +117,21 @@ class _TokenRecorder:
         return LayerEvidence(stack, inputs[::every], chosen[::every], gates[::every], logits[::every])
 
 
-def gather(base: BaseModel, examples: Sequence[Example]) -> Evidence:
-    """One pass of the base model over the calibration examples of a mix."""
-    ordered = sorted(examples, key=lambda example: len(example.prompt))
-    batches = tuple(tuple(ordered[start : start + BATCH_ROWS]) for start in range(0, len(ordered), BATCH_ROWS))
+def gather(base: BaseModel, examples: Sequence[Example], more: Sequence[Example] = ()) -> Evidence:
+    """One pass of the base model over the calibration examples of a mix. `more` add tokens to fit to; answers are judged without them."""
     recorder = _TokenRecorder(base.model.shape)
+    batches = _batches(examples)
     answers = tuple(_log_probabilities(base.model, batch, recorder) for batch in batches)
+    for batch in _batches(more):
+        _log_probabilities(base.model, batch, recorder)
     layers = tuple(recorder.layer(number, stack) for number, stack in enumerate(base.model.experts))
-    statistics: Mapping[str, tuple[LayerStatistics, ...]] = {TRAFFIC: recorder.grams.take(len(ordered))}
-    return Evidence(base, BaseProfiles(base.base_id, (TRAFFIC,), statistics), layers, batches, answers)
+    statistics: Mapping[str, tuple[LayerStatistics, ...]] = {TRAFFIC: recorder.grams.take(len(examples) + len(more))}
+    return Evidence(base, BaseProfiles(base.base_id, (TRAFFIC,), statistics), layers, batches, answers, align(base))
+
+
+def _batches(examples: Sequence[Example]) -> tuple[tuple[Example, ...], ...]:
+    ordered = sorted(examples, key=lambda example: len(example.prompt))
+    return tuple(tuple(ordered[start : start + BATCH_ROWS]) for start in range(0, len(ordered), BATCH_ROWS))
 
 
 def in_float32(stack: ExpertStack) -> ExpertStack:
