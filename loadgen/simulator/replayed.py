@@ -20,6 +20,8 @@ from services.core.offload.estimator import OUTPUT_BYTES_PER_TOKEN
 from services.core.offload.values import Link
 
 SCORES = 900  # generator of a load's score draws
+WATCHED_S = 2.0  # for up to so long the controller had been watching when the first task came; a run does not tell how long
+GOLDEN = 0.618034  # multiples of it spread evenly over 1, however many there are
 
 
 def replayed_scenario(run: ReplayResult, model: MeasuredModel, trigger_options: dict[str, object] | None = None) -> Scenario:
@@ -48,7 +50,8 @@ def replayed_scenario(run: ReplayResult, model: MeasuredModel, trigger_options: 
 
 
 def replayed_load(run: ReplayResult, scenario: Scenario, seed: int) -> Load:
-    """The tasks that were completed, each with the length that its answer had. Only what scores are drawn against differs by seed."""
+    """The tasks that were completed, each with the length that its answer had. What scores are drawn against differs by seed, and when
+    the first task comes: whether a check falls just before or just after a report can decide what an edge is merged for."""
     tasks, model_types = run.completed, scenario.model.task_types
     unknown = sorted({task.task_type for task in tasks} - set(model_types))
     if unknown:
@@ -61,7 +64,7 @@ def replayed_load(run: ReplayResult, scenario: Scenario, seed: int) -> Load:
     return Load(
         task_types=model_types,
         regions=scenario.regions,
-        at_s=np.array([task.intended_at_s for task in tasks]),
+        at_s=np.array([task.intended_at_s for task in tasks]) + WATCHED_S * (GOLDEN * seed % 1.0),
         user=whole([users[task.user_id] for task in tasks]),
         region=whole([scenario.regions.index(task.region) for task in tasks]),
         task_type=whole([model_types.index(task.task_type) for task in tasks]),

@@ -42,7 +42,7 @@ def predicted(run):
 def test_process_time_and_quality_of_a_live_run_are_predicted(kept):
     run = read_run(kept)
     assert len(run.completed) == run.num_planned > 800
-    assert {update.edge_id for update in run.updates if update.ok} >= {"medium", "large"}, "the drift was not answered: nothing to predict"
+    assert any(update.ok and update.mix.get("sentence", 0.0) > 0.3 for update in run.updates), "no update answered the drift"
     told = predicted(run)
     print(
         f"\nprocess time {told.process_time_s.error:+.1%}, total quality {told.total_quality.error:+.1%}, calls {told.call_s:.3f} s a task"
