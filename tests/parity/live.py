@@ -31,7 +31,7 @@ EDGES = Path(__file__).resolve().parents[2] / "infra/edges/devices.toml"
 RATE_PER_S, DURATION_S, DRIFT_AT_S = 14.0, 70.0, 12.0
 NUM_USERS = 12
 # Who leads where, before and after. One region changes: when two do, what an edge learns turns on a report that comes a second earlier or
-# later, and two runs of the same load differ by 3 % in quality themselves.
+# later, and runs of the same load differ by 2 to 3 % in quality among themselves.
 LEADERS = {"west": ("alternative",), "centre": ("facts", "sentence"), "east": ("pronoun",)}
 
 
