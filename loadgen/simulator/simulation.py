@@ -170,7 +170,7 @@ class _Run:
         table = decision.candidates
         assert isinstance(table, CandidateTable)
         row = index if len(table) == len(self._edges) else [edge.edge_id for edge in table.edges].index(decision.chosen[0])
-        self._predicted_s[n], self._expected[n] = float(table.columns.completion_time_s[row]), float(table.columns.quality[row])
+        self._predicted_s[n], self._expected[n] = table.columns.completion_time_s_of(row), table.columns.quality.item(row)
         latency_s, up_s_per_byte, _ = self._ways[index][region]
         uplink_s = latency_s + self._prompt_bytes[n] * up_s_per_byte + self._half_call_s[n]
         if self._foresight is not None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from services.core.offload.engine import offload_engine
 from services.core.offload.values import Observed, StepTimes, Work
-from services.core.offload.waits import Remainder, forecast
+from services.core.offload.waits import forecast
 from tests.builders import make_edge, make_step_times, make_task
 
 
@@ -29,6 +29,24 @@ def observed(**overrides):
     return Observed(**(values | overrides))
 
 
+class Remainder(NamedTuple):
+    """What a task still needs."""
+
+    prefill_s: float
+    decode_tokens: float
+
+
+def forecast_wait_s(tasks: list[Remainder], times: StepTimes, slots: int) -> float:
+    running, waiting = tasks[:slots], tasks[slots:]
+    return forecast(
+        [task.decode_tokens for task in running],
+        sum(task.prefill_s for task in running),
+        [task.decode_tokens for task in waiting],
+        sum(task.prefill_s for task in waiting),
+        times.step_base_s + times.step_row_s * slots,
+    ).wait_s
+
+
 def simulated_wait_s(tasks: list[Remainder], times: StepTimes, slots: int) -> float:
     """The batch loop, step by step: admit at step boundaries, one token a row a step."""
     now_s, queue = 0.0, list(tasks)
@@ -39,7 +57,7 @@ def simulated_wait_s(tasks: list[Remainder], times: StepTimes, slots: int) -> fl
             now_s += task.prefill_s
             rows.append(task.decode_tokens)
         if len(rows) < slots:
-            return now_s if len(tasks) >= slots else 0.0
+            return now_s
         now_s += times.step_base_s + times.step_row_s * slots
         rows = [tokens - 1 for tokens in rows if tokens > 1]
 
@@ -55,12 +73,12 @@ def test_one_slot_gives_the_fifo_sum_of_predicted_inference_times():
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("num_tasks", [0, 1, 3, 7, 20])
-def test_a_batch_is_rolled_forward_as_the_batch_loop_runs_it(slots, num_tasks):
-    rng = np.random.default_rng(slots * 100 + num_tasks)
+@pytest.mark.parametrize("num_waiting", [0, 1, 3, 7, 20])
+def test_a_batch_is_rolled_forward_as_the_batch_loop_runs_it(slots, num_waiting):
+    rng = np.random.default_rng(slots * 100 + num_waiting)
     times = StepTimes(step_base_s=0.05, step_row_s=0.01, prefill_base_s=0.0, prefill_token_s=0.0)
-    tasks = [Remainder(float(rng.random() * 0.2), float(rng.integers(1, 30))) for _ in range(num_tasks)]
-    assert forecast(tasks, times, slots).wait_s == pytest.approx(simulated_wait_s(tasks, times, slots))
+    tasks = [Remainder(float(rng.random() * 0.2), float(rng.integers(1, 30))) for _ in range(slots + num_waiting)]
+    assert forecast_wait_s(tasks, times, slots) == pytest.approx(simulated_wait_s(tasks, times, slots))
 
 
 def test_a_free_slot_means_no_wait():

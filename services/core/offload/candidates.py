@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, fields
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from services.core.offload.table import Column
 from services.core.offload.values import Candidate, EdgeSnapshot, Work
 
 
+class Columns(Protocol):
+    """One row a candidate, by ascending edge id. They may be computed when they are asked for; not to be written to."""
+
+    @property
+    def uplink_s(self) -> Column: ...
+    @property
+    def queue_wait_s(self) -> Column: ...
+    @property
+    def inference_s(self) -> Column: ...
+    @property
+    def downlink_s(self) -> Column: ...
+    @property
+    def quality(self) -> Column: ...
+    @property
+    def completion_time_s(self) -> Column: ...
+    @property
+    def cost(self) -> Column: ...
+    @property
+    def outstanding(self) -> Column: ...  # tasks
+    def completion_time_s_of(self, row: int) -> float:
+        """Of one row, without the column."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateColumns:
-    """One row a candidate, by ascending edge id."""
+    """Columns that are known already."""
 
     uplink_s: Column
     queue_wait_s: Column
@@ -21,13 +48,19 @@ class CandidateColumns:
     quality: Column
     completion_time_s: Column
     cost: Column
-    outstanding: Column  # tasks
+    outstanding: Column
+
+    def kept(self, rows: NDArray[np.intp]) -> CandidateColumns:
+        return CandidateColumns(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def completion_time_s_of(self, row: int) -> float:
+        return float(self.completion_time_s[row])
 
 
 class CandidateTable(Sequence[Candidate]):
     """Candidates are made when they are looked at; a decision among hundreds of edges looks at one."""
 
-    def __init__(self, edges: Sequence[EdgeSnapshot], columns: CandidateColumns, output_tokens: float) -> None:
+    def __init__(self, edges: Sequence[EdgeSnapshot], columns: Columns, output_tokens: float) -> None:
         self.edges = edges
         self.columns = columns
         self.output_tokens = output_tokens

@@ -58,8 +58,8 @@ class OffloadEngine:
     def decide(self, task: Task, edges: Sequence[EdgeSnapshot], now_s: float, tried: frozenset[str] = frozenset()) -> Decision:
         """Picks an edge and counts the task there. Raises `NoCandidateError`; then nothing is counted."""
         decision, choice, candidates = self._pick(task, edges, now_s, tried, self._rng)
-        for row, edge_id in zip(choice.rows, decision.chosen, strict=True):
-            self._count(task, candidates, row, edge_id, now_s)
+        for edge_id in decision.chosen:
+            self._count(task, candidates.output_tokens, edge_id, now_s)
         self._policy.chosen(decision.chosen)
         if self._learner is not None:
             self._sent[task.task_id] = (task, candidates[choice.rows[0]])
@@ -81,14 +81,15 @@ class OffloadEngine:
         entry = self._ledger.remove(task_id, now_s)
         if entry is None:
             return
-        self._teach(task_id, observed, now_s)
+        if self._learner is not None:
+            self._teach(self._learner, task_id, observed, now_s)
         self.predictors.output_length.observe(observed.task_type, observed.output_tokens, entry.max_tokens)
         self.predictors.prompt_length.observe(entry.prompt_bytes, observed.prompt_tokens)
         i = self._table.index.get(entry.edge_id)
         if i is None:
             return
         published = self._table.edges[i].step_times
-        rows = (entry.rows + min(self._ledger.num_tasks(entry.edge_id) + 1.0, float(self._table.slots[i]))) / 2.0
+        rows = (entry.rows + min(self._ledger.num_tasks(entry.edge_id) + 1, self._table.slots[i])) / 2.0
         self.predictors.step_time.observe(
             entry.edge_id, published, observed.prompt_tokens, observed.output_tokens, rows, observed.inference_s
         )
@@ -121,7 +122,7 @@ class OffloadEngine:
             forecast = self._ledger.forecast(edge.edge_id, edge.others, now_s)
             return forecast.wait_s + max(edge.unavailable_s, 0.0)
         self._board.refresh(now_s)
-        return float(self._board.waits(now_s)[i])
+        return self._board.wait_s(i, now_s)
 
     def _pick(
         self, task: Task, edges: Sequence[EdgeSnapshot], now_s: float, tried: frozenset[str], rng: np.random.Generator
@@ -136,10 +137,10 @@ class OffloadEngine:
         chosen = tuple(candidates.edges[row].edge_id for row in choice.rows)
         return Decision(task.task_id, chosen, self._policy_name, choice.reason, now_s, candidates, excluded), choice, candidates
 
-    def _teach(self, task_id: str, observed: Observed, now_s: float) -> None:
+    def _teach(self, learner: LearningPolicy, task_id: str, observed: Observed, now_s: float) -> None:
         """Tell a learning policy what became of its choice; the answer is still to travel down."""
         task, candidate = self._sent.pop(task_id, (None, None))
-        if self._learner is None or task is None or candidate is None:
+        if task is None or candidate is None:
             return
         completion_time_s = now_s - task.arrived_at_s + candidate.downlink_s
         quality = candidate.quality
@@ -147,17 +148,15 @@ class OffloadEngine:
             i = self._table.index.get(candidate.edge_id)
             manifest = self._table.edges[i].quality if i is not None and self._table.edges[i].version == observed.version else {}
             quality = self.predictors.quality.quality(observed.version, observed.task_type, manifest)
-        self._learner.learned(Outcome(task, candidate.edge_id, observed.version, completion_time_s, quality))
+        learner.learned(Outcome(task, candidate.edge_id, observed.version, completion_time_s, quality))
 
-    def _count(self, task: Task, candidates: CandidateTable, row: int, edge_id: str, now_s: float) -> None:
+    def _count(self, task: Task, output_tokens: float, edge_id: str, now_s: float) -> None:
         i = self._table.index[edge_id]
-        rows = min(float(candidates.columns.outstanding[row]) + 1.0, float(self._table.slots[i]))
-        self._ledger.add(
-            LedgerEntry(
-                task.task_id, edge_id, task.prompt_bytes, float(task.prompt_tokens), candidates.output_tokens, task.max_tokens, rows
-            ),
-            now_s,
+        rows = min(self._board.num_tasks(i) + 1, self._table.slots[i])
+        entry = LedgerEntry(
+            task.task_id, edge_id, task.prompt_bytes, float(task.prompt_tokens), output_tokens, task.max_tokens, float(rows)
         )
+        self._ledger.add(entry, now_s)
 
 
 def offload_engine(

@@ -1,21 +1,18 @@
-"""Turns the edges of a snapshot into estimates for one task: transfer times, wait, inference, quality, and the cost that ONTO minimises.
-
-completion_time_s = uplink + queue wait + inference + downlink (paper, Sec. III: c_i = a_i + t_tran + t_wait + t_inf + t_tran);
-cost = completion_time_s - alpha · quality_scale · quality (paper, Algorithm 1; reading A13 for the scale).
-"""
+"""Turns the edges of a snapshot into candidates for one task with their estimates, and says why the other edges are none."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from services.core.offload.candidates import CandidateColumns, CandidateTable
+from services.core.offload.estimates import OUTPUT_BYTES_PER_TOKEN, Estimates
 from services.core.offload.given import GivenValues
 from services.core.offload.predictors import Predictors
-from services.core.offload.table import Column, EdgeTable, Mask
+from services.core.offload.table import EdgeTable, Mask
 from services.core.offload.values import Exclusion, Task
 from services.core.offload.wait_board import WaitBoard
 
-OUTPUT_BYTES_PER_TOKEN = 4.0
+__all__ = ["OUTPUT_BYTES_PER_TOKEN", "Estimator"]
 
 
 class Estimator:
@@ -35,49 +32,45 @@ class Estimator:
     def estimate(
         self, task: Task, table: EdgeTable, board: WaitBoard, now_s: float, tried: frozenset[str]
     ) -> tuple[CandidateTable, tuple[Exclusion, ...]]:
-        """Candidates, and why the other edges are none. The wait is what is left of it when the prompt has travelled."""
-        given, outstanding = self._given, board.outstanding
-        predicted_tokens = self.predictors.output_length.tokens(task.posterior, task.max_tokens)
-        output_tokens = given.output_tokens(task, predicted_tokens) if given else predicted_tokens
+        """Candidates, and why the other edges are none."""
+        given = self._given
+        output_tokens = self.predictors.output_length.tokens(task.posterior, task.max_tokens)
+        if given is not None:
+            output_tokens = given.output_tokens(task, output_tokens)
         links = table.links(task.region)
-        uplink_s = links.latency_s + task.prompt_bytes * links.uplink_s_per_byte
-        queue_wait_s = np.maximum(board.waits(now_s) - uplink_s, 0.0)
-        inference_s = table.prefill_base_s + task.prompt_tokens * table.prefill_token_s
-        inference_s += output_tokens * board.step_s
-        if given:
-            queue_wait_s = given.queue_wait_s(task, table.edges, uplink_s, queue_wait_s)
-            inference_s = given.inference_s(task, table.edges, inference_s)
-        downlink_s = links.latency_s + (output_tokens * OUTPUT_BYTES_PER_TOKEN) * links.downlink_s_per_byte
-        completion_time_s = uplink_s + queue_wait_s + inference_s + downlink_s
-        quality = table.quality(task.posterior)
-        if given:
-            quality = given.quality(task, table.edges, quality)
-        cost = completion_time_s - (task.alpha * self.quality_scale) * quality
-        if given:
-            cost = cost + given.others_s(task, table.edges)
-        columns = (uplink_s, queue_wait_s, inference_s, downlink_s, quality, completion_time_s, cost, outstanding)
-        if links.serve and board.all_have_room and task.deadline_at_s is None and not tried:
-            return CandidateTable(table.edges, CandidateColumns(*columns[:-1], outstanding.copy()), output_tokens), ()
+        estimates = Estimates(task, table, links, board.rows.copy(), output_tokens, task.alpha * self.quality_scale, now_s)
+        columns = estimates if given is None else _given(given, task, table, estimates)
+        if links.serve and not board.full and task.deadline_at_s is None and not tried:
+            return CandidateTable(table.edges, columns, output_tokens), ()
 
-        open_to_task = table.serves & links.present & (outstanding < table.room)
+        open_to_task = table.serves & links.present
+        open_to_task[list(board.full)] = False
+        open_to_task[[table.index[edge_id] for edge_id in tried if edge_id in table.index]] = False
         if task.deadline_at_s is not None:
-            open_to_task &= now_s + completion_time_s <= task.deadline_at_s
-        if not tried and np.count_nonzero(open_to_task) == len(table.edges):
-            return CandidateTable(table.edges, CandidateColumns(*columns[:-1], outstanding.copy()), output_tokens), ()
-        for edge_id in tried:
-            if edge_id in table.index:
-                open_to_task[table.index[edge_id]] = False
+            open_to_task &= now_s + columns.completion_time_s <= task.deadline_at_s
         chosen = np.flatnonzero(open_to_task)
-        kept = CandidateColumns(*(column[chosen] for column in columns))
-        candidates = CandidateTable([table.edges[i] for i in chosen], kept, output_tokens)
-        return candidates, _exclusions(table, links.present, outstanding, open_to_task, tried)
+        if len(chosen) == len(table.edges):
+            return CandidateTable(table.edges, columns, output_tokens), ()
+        candidates = CandidateTable([table.edges[i] for i in chosen], columns.kept(chosen), output_tokens)
+        return candidates, _exclusions(table, links.present, board.full, open_to_task, tried)
 
 
-def _exclusions(table: EdgeTable, linked: Mask, outstanding: Column, open_to_task: Mask, tried: frozenset[str]) -> tuple[Exclusion, ...]:
-    return tuple(Exclusion(table.ids[i], _reason(table, int(i), linked, outstanding, tried)) for i in np.flatnonzero(~open_to_task))
+def _given(given: GivenValues, task: Task, table: EdgeTable, predicted: Estimates) -> CandidateColumns:
+    """What is given in place of what is predicted, and all that follows from it."""
+    uplink_s, downlink_s = predicted.uplink_s, predicted.downlink_s
+    queue_wait_s = given.queue_wait_s(task, table.edges, uplink_s, predicted.queue_wait_s)
+    inference_s = given.inference_s(task, table.edges, predicted.inference_s)
+    completion_time_s = uplink_s + queue_wait_s + inference_s + downlink_s
+    quality = given.quality(task, table.edges, predicted.quality)
+    cost = completion_time_s - predicted.worth * quality + given.others_s(task, table.edges)
+    return CandidateColumns(uplink_s, queue_wait_s, inference_s, downlink_s, quality, completion_time_s, cost, predicted.outstanding)
 
 
-def _reason(table: EdgeTable, i: int, linked: Mask, outstanding: Column, tried: frozenset[str]) -> str:
+def _exclusions(table: EdgeTable, linked: Mask, full: set[int], open_to_task: Mask, tried: frozenset[str]) -> tuple[Exclusion, ...]:
+    return tuple(Exclusion(table.ids[i], _reason(table, i, linked, full, tried)) for i in np.flatnonzero(~open_to_task).tolist())
+
+
+def _reason(table: EdgeTable, i: int, linked: Mask, full: set[int], tried: frozenset[str]) -> str:
     """The first thing that stands in the way; what is left is the deadline."""
     edge = table.edges[i]
     if edge.edge_id in tried:
@@ -86,4 +79,4 @@ def _reason(table: EdgeTable, i: int, linked: Mask, outstanding: Column, tried: 
         return edge.state.value
     if not linked[i]:
         return "no_link"
-    return "queue_full" if outstanding[i] >= table.room[i] else "late"
+    return "queue_full" if i in full else "late"

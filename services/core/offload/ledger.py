@@ -6,10 +6,10 @@ Other brokers' tasks enter only as a sum (`Work`), passed in where a wait is ask
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from services.core.offload.values import StepTimes, Work
-from services.core.offload.waits import MIN_TOKENS_LEFT, NO_WAIT, Remainder, WaitForecast, forecast, step_s
+from services.core.offload.waits import MIN_TOKENS_LEFT, NO_WAIT, WaitForecast, forecast, step_s
 
 MAX_OTHER_TASKS = 64  # other brokers' sum is rolled forward in at most this many equal tasks
 
@@ -25,39 +25,113 @@ class LedgerEntry:
     decode_tokens: float
     max_tokens: int
     rows: float  # tasks in the batch when it came
+    number: int = 0  # counts dispatches
     output_tokens: int = 0
     anchor_at_s: float | None = None
-    forecast_at_s: float = 0.0
-    forecast_with: Remainder | None = None  # what the edge's last forecast took this task to need
+    due_at_s: float = 0.0  # the edge's last forecast took this task to have `due_tokens` left then, to decode without a halt
+    due_tokens: float | None = None  # None: no forecast saw it run
 
-    def remainder(self, times: StepTimes, token_s: float, now_s: float) -> Remainder:
-        """Reading A11: predicted minus elapsed, never below a token. Tokens that were seen replace what was predicted of them."""
-        reading_s = times.prefill_base_s + times.prefill_token_s * self.prefill_tokens
-        if self.anchor_at_s is None:
-            return Remainder(reading_s, self.decode_tokens)
-        elapsed_s = now_s - self.anchor_at_s if now_s > self.anchor_at_s else 0.0
+    def remainder(self, times: StepTimes, token_s: float, now_s: float) -> tuple[float, float]:
+        """Seconds of reading its prompt and tokens to decode. Reading A11: predicted minus elapsed, never below a token.
+        Tokens that were seen replace what was predicted of them."""
+        anchor_at_s = self.anchor_at_s
+        if anchor_at_s is None:
+            return times.prefill_base_s + times.prefill_token_s * self.prefill_tokens, self.decode_tokens
+        elapsed_s = now_s - anchor_at_s if now_s > anchor_at_s else 0.0
+        left = self.decode_tokens
         if self.output_tokens == 0:
+            reading_s = times.prefill_base_s + times.prefill_token_s * self.prefill_tokens
             if elapsed_s < reading_s:
-                return Remainder(reading_s - elapsed_s, self.decode_tokens)
+                return reading_s - elapsed_s, left
             elapsed_s -= reading_s
-        left = self.decode_tokens - self.output_tokens - (elapsed_s / token_s if token_s > 0.0 else 0.0)
-        return Remainder(0.0, left if left > MIN_TOKENS_LEFT else MIN_TOKENS_LEFT)
+        else:
+            left -= self.output_tokens
+        if token_s > 0.0:
+            left -= elapsed_s / token_s
+        return 0.0, left if left > MIN_TOKENS_LEFT else MIN_TOKENS_LEFT
 
-    def as_forecast(self, times: StepTimes, rows: int, now_s: float) -> bool:
+    def as_forecast(self, token_s: float, now_s: float) -> bool:
         """Whether the tokens seen by now are, to within one, those that the last forecast counted on."""
-        if self.forecast_with is None:
+        if self.due_tokens is None:
             return False
-        decoding_s = max(now_s - self.forecast_at_s - self.forecast_with.prefill_s, 0.0)
-        due = max(self.forecast_with.decode_tokens - decoding_s / max(step_s(times, rows), 1e-9), MIN_TOKENS_LEFT)
+        decoded = max(now_s - self.due_at_s, 0.0) / max(token_s, 1e-9)
+        due = max(self.due_tokens - decoded, MIN_TOKENS_LEFT)
         return abs(due - max(self.decode_tokens - self.output_tokens, MIN_TOKENS_LEFT)) <= 1.0
 
 
-@dataclass(slots=True)
 class _EdgeQueue:
-    times: StepTimes
-    slots: int
-    entries: dict[str, LedgerEntry] = field(default_factory=dict)  # in the order of dispatch
-    num_waiting: int = 0  # entries without an anchor
+    """Own tasks at one edge: those that have slots, and those that wait in the order of dispatch."""
+
+    __slots__ = ("_waiting_tokens", "running", "slots", "times", "token_s", "waiting")
+
+    def __init__(self, times: StepTimes, slots: int) -> None:
+        self.running: dict[str, LedgerEntry] = {}
+        self.waiting: dict[str, LedgerEntry] = {}
+        self._waiting_tokens = 0.0  # of their prompts
+        self.describe(times, slots)
+
+    def describe(self, times: StepTimes, slots: int) -> None:
+        self.times, self.slots = times, slots
+        self.token_s = step_s(times, slots)  # of a full batch
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+    def add(self, entry: LedgerEntry) -> None:
+        self.waiting[entry.task_id] = entry
+        self._waiting_tokens += entry.prefill_tokens
+
+    def remove(self, entry: LedgerEntry) -> None:
+        if self.running.pop(entry.task_id, None) is None:
+            del self.waiting[entry.task_id]
+            self._waiting_tokens -= entry.prefill_tokens
+
+    def start(self, entry: LedgerEntry, now_s: float) -> None:
+        if entry.anchor_at_s is None:
+            self.remove(entry)
+            self.running[entry.task_id] = entry
+        entry.anchor_at_s = now_s
+
+    def start_next(self, now_s: float) -> None:
+        """Slots are filled in the order of dispatch. A first token, once seen, corrects a start that was guessed here."""
+        while self.waiting and len(self.running) < self.slots:
+            self.start(next(iter(self.waiting.values())), now_s)
+
+    def forecast(self, others: Work, now_s: float) -> WaitForecast:
+        times, slots, token_s = self.times, self.slots, self.token_s
+        if len(self.running) != slots or others.num_tasks > 0:
+            line = self._line(others, now_s)
+            first, rest = line[:slots], line[slots:]
+            return forecast([tokens for _, tokens in first], _prefill_s(first), [tokens for _, tokens in rest], _prefill_s(rest), token_s)
+        tokens, prefill_s = [], 0.0
+        for entry in self.running.values():
+            reading_s, left = entry.remainder(times, token_s, now_s)
+            entry.due_at_s, entry.due_tokens = now_s + reading_s, left
+            tokens.append(left)
+            prefill_s += reading_s
+        waiting = [entry.decode_tokens for entry in self.waiting.values()]
+        waiting_prefill_s = times.prefill_base_s * len(waiting) + times.prefill_token_s * self._waiting_tokens
+        return forecast(tokens, prefill_s, waiting, waiting_prefill_s, token_s)
+
+    def _line(self, others: Work, now_s: float) -> list[tuple[float, float]]:
+        """What each task still needs, in the order of slots. More may run than there are slots where a start was guessed wrong: the first
+        dispatched count as running."""
+        line = []
+        for entry in sorted(self.running.values(), key=lambda entry: entry.number):
+            reading_s, left = entry.remainder(self.times, self.token_s, now_s)
+            entry.due_at_s, entry.due_tokens = now_s + reading_s, left
+            line.append((reading_s, left))
+        line += _split(others, self.times)
+        return line + [entry.remainder(self.times, self.token_s, now_s) for entry in self.waiting.values()]
+
+    def work(self, now_s: float) -> Work:
+        prefill_tokens = decode_tokens = 0.0
+        token_s = step_s(self.times, min(self.slots, len(self)))
+        for entry in (*self.running.values(), *self.waiting.values()):
+            reading_s, left = entry.remainder(self.times, token_s, now_s)
+            prefill_tokens += entry.prefill_tokens if reading_s > 0.0 else 0.0
+            decode_tokens += left
+        return Work(len(self), prefill_tokens, decode_tokens)
 
 
 class Ledger:
@@ -65,6 +139,7 @@ class Ledger:
         self._queues: dict[str, _EdgeQueue] = {}
         self._entries: dict[str, LedgerEntry] = {}
         self._changed: set[str] = set()
+        self._num_added = 0
 
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._entries
@@ -75,22 +150,23 @@ class Ledger:
         if queue is None:
             self._queues[edge_id] = _EdgeQueue(times, slots)
         else:
-            queue.times, queue.slots = times, slots
+            queue.describe(times, slots)
 
     def add(self, entry: LedgerEntry, now_s: float) -> None:
         if entry.task_id in self._entries:
             raise ValueError(f"task {entry.task_id} is already at edge {self._entries[entry.task_id].edge_id}: withdraw it first")
         queue = self._queues[entry.edge_id]
-        self._entries[entry.task_id] = queue.entries[entry.task_id] = entry
-        queue.num_waiting += entry.anchor_at_s is None
-        self._start_next(queue, now_s)
+        self._num_added += 1
+        entry.number = self._num_added
+        self._entries[entry.task_id] = entry
+        queue.add(entry)
+        queue.start_next(now_s)
         self._changed.add(entry.edge_id)
 
     def started(self, task_id: str, now_s: float) -> None:
         entry = self._entries.get(task_id)
         if entry is not None and entry.output_tokens == 0:
-            self._queues[entry.edge_id].num_waiting -= entry.anchor_at_s is None
-            entry.anchor_at_s = now_s
+            self._queues[entry.edge_id].start(entry, now_s)
             self._changed.add(entry.edge_id)
 
     def progressed(self, task_id: str, output_tokens: int, now_s: float) -> None:
@@ -99,9 +175,9 @@ class Ledger:
         if entry is None:
             return
         queue = self._queues[entry.edge_id]
-        queue.num_waiting -= entry.anchor_at_s is None
-        entry.output_tokens, entry.anchor_at_s = output_tokens, now_s
-        if not entry.as_forecast(queue.times, queue.slots, now_s):
+        queue.start(entry, now_s)
+        entry.output_tokens = output_tokens
+        if not entry.as_forecast(queue.token_s, now_s):
             self._changed.add(entry.edge_id)
 
     def remove(self, task_id: str, now_s: float) -> LedgerEntry | None:
@@ -109,9 +185,8 @@ class Ledger:
         if entry is None:
             return None
         queue = self._queues[entry.edge_id]
-        del queue.entries[task_id]
-        queue.num_waiting -= entry.anchor_at_s is None
-        self._start_next(queue, now_s)
+        queue.remove(entry)
+        queue.start_next(now_s)
         self._changed.add(entry.edge_id)
         return entry
 
@@ -122,54 +197,27 @@ class Ledger:
 
     def num_tasks(self, edge_id: str) -> int:
         queue = self._queues.get(edge_id)
-        return len(queue.entries) if queue else 0
+        return len(queue.running) + len(queue.waiting) if queue is not None else 0
 
     def work(self, now_s: float) -> Mapping[str, Work]:
         """Own work outstanding, of the edges that have any."""
-        return {edge_id: _work(queue, now_s) for edge_id, queue in sorted(self._queues.items()) if queue.entries}
+        return {edge_id: queue.work(now_s) for edge_id, queue in sorted(self._queues.items()) if len(queue)}
 
     def forecast(self, edge_id: str, others: Work, now_s: float) -> WaitForecast:
         queue = self._queues[edge_id]
-        if len(queue.entries) + others.num_tasks < queue.slots:
+        if len(queue.running) + len(queue.waiting) + others.num_tasks < queue.slots:
             return NO_WAIT
-        running: list[Remainder] = []
-        waiting: list[Remainder] = []
-        times, token_s = queue.times, step_s(queue.times, queue.slots)
-        for entry in queue.entries.values():
-            left = entry.remainder(times, token_s, now_s)
-            entry.forecast_at_s, entry.forecast_with = now_s, left
-            (waiting if entry.anchor_at_s is None else running).append(left)
-        return forecast([*running, *_split(others, queue.times), *waiting], queue.times, queue.slots)
-
-    @staticmethod
-    def _start_next(queue: _EdgeQueue, now_s: float) -> None:
-        """Slots are filled in the order of dispatch. A first token, once seen, corrects a start that was guessed here."""
-        free = min(queue.slots - (len(queue.entries) - queue.num_waiting), queue.num_waiting)
-        if free <= 0:
-            return
-        for entry in queue.entries.values():
-            if entry.anchor_at_s is None:
-                entry.anchor_at_s = now_s
-                queue.num_waiting -= 1
-                free -= 1
-                if free == 0:
-                    return
+        return queue.forecast(others, now_s)
 
 
-def _work(queue: _EdgeQueue, now_s: float) -> Work:
-    prefill_tokens = decode_tokens = 0.0
-    token_s = step_s(queue.times, min(queue.slots, len(queue.entries)))
-    for entry in queue.entries.values():
-        left = entry.remainder(queue.times, token_s, now_s)
-        prefill_tokens += entry.prefill_tokens if left.prefill_s > 0.0 else 0.0
-        decode_tokens += left.decode_tokens
-    return Work(len(queue.entries), prefill_tokens, decode_tokens)
+def _prefill_s(line: list[tuple[float, float]]) -> float:
+    return sum(prefill_s for prefill_s, _ in line)
 
 
-def _split(others: Work, times: StepTimes) -> list[Remainder]:
+def _split(others: Work, times: StepTimes) -> list[tuple[float, float]]:
     """A sum as equal tasks."""
     if others.num_tasks <= 0:
         return []
     parts = min(others.num_tasks, MAX_OTHER_TASKS)
     reading_s = times.prefill_base_s * others.num_tasks + times.prefill_token_s * others.prefill_tokens
-    return [Remainder(reading_s / parts, others.decode_tokens / parts)] * parts
+    return [(reading_s / parts, others.decode_tokens / parts)] * parts

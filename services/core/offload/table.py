@@ -26,6 +26,7 @@ class LinkColumns:
 
     present: Mask
     serve: bool  # every edge has a link and takes tasks
+    instant: bool  # no way to any edge takes time
     latency_s: Column
     uplink_s_per_byte: Column
     downlink_s_per_byte: Column
@@ -40,34 +41,33 @@ class EdgeTable:
         self.index = {edge_id: i for i, edge_id in enumerate(self.ids)}
         self._predictors = predictors
         self._default_region = default_region
-        self.slots = np.array([max(edge.max_batch, 1) for edge in self.edges], dtype=np.float64)
-        self.room = np.array([max(edge.max_batch, 1) + edge.max_queue for edge in self.edges], dtype=np.float64)
+        self.slots = tuple(max(edge.max_batch, 1) for edge in self.edges)
+        self.room = tuple(max(edge.max_batch, 1) + edge.max_queue for edge in self.edges)  # tasks
         self.serves = np.array([edge.state in (EdgeState.READY, EdgeState.UPDATING) for edge in self.edges], dtype=np.bool_)
         self.available_at_s = np.array([seen_at_s + max(edge.unavailable_s, 0.0) for edge in self.edges])
         self.all_available_at_s = float(self.available_at_s.max(initial=-np.inf))
-        self.others_tasks = np.array([edge.others.num_tasks for edge in self.edges], dtype=np.float64)
-        self.step_base_s, self.step_row_s, self.prefill_base_s, self.prefill_token_s = (np.empty(len(self.edges)) for _ in range(4))
-        for i in range(len(self.edges)):
-            self.refresh_step_times(i)
+        self.step_times = [predictors.step_time.step_times(edge.edge_id, edge.step_times) for edge in self.edges]  # corrected
         self._links: dict[str, LinkColumns] = {}
         self._quality: dict[str, Column] = {}
 
     def refresh_step_times(self, i: int) -> None:
         edge = self.edges[i]
-        times = self._predictors.step_time.step_times(edge.edge_id, edge.step_times)
-        self.step_base_s[i], self.step_row_s[i] = times.step_base_s, times.step_row_s
-        self.prefill_base_s[i], self.prefill_token_s[i] = times.prefill_base_s, times.prefill_token_s
+        self.step_times[i] = self._predictors.step_time.step_times(edge.edge_id, edge.step_times)
 
     def links(self, region: str) -> LinkColumns:
         columns = self._links.get(region)
         if columns is None:
             found = [self._link(edge, region) for edge in self.edges]
+            latency_s = np.array([link.latency_s if link else 0.0 for link in found])
+            uplink = np.array([_per_byte(link.uplink_bytes_per_s) if link else 0.0 for link in found])
+            downlink = np.array([_per_byte(link.downlink_bytes_per_s) if link else 0.0 for link in found])
             columns = self._links[region] = LinkColumns(
-                np.array([link is not None for link in found], dtype=np.bool_),
-                bool(self.serves.all()) and None not in found,
-                np.array([link.latency_s if link else 0.0 for link in found]),
-                np.array([_per_byte(link.uplink_bytes_per_s) if link else 0.0 for link in found]),
-                np.array([_per_byte(link.downlink_bytes_per_s) if link else 0.0 for link in found]),
+                present=np.array([link is not None for link in found], dtype=np.bool_),
+                serve=bool(self.serves.all()) and None not in found,
+                instant=not (latency_s.any() or uplink.any() or downlink.any()),
+                latency_s=latency_s,
+                uplink_s_per_byte=uplink,
+                downlink_s_per_byte=downlink,
             )
         return columns
 

@@ -1,40 +1,48 @@
-"""Predicted queue waits and outstanding tasks of every edge in a table, recomputed only where the ledger changed.
+"""Predicted queue waits, outstanding tasks and step times of every edge in a table, recomputed only where something changed.
 
 A cache between the ledger and the estimator; it predicts nothing by itself.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from numpy.typing import NDArray
 
 from services.core.offload.ledger import Ledger
 from services.core.offload.table import Column, EdgeTable
-from services.core.offload.values import StepTimes
+
+FREE_AT, LEAST_WAIT, OUTSTANDING, STEP, PREFILL_BASE, PREFILL_TOKEN = range(6)
+NUM_ROWS = 6
 
 
 class WaitBoard:
+    """`rows`, (NUM_ROWS, num_edges), is everything about edges that changes from task to task, in one array, so that a decision keeps it
+    by one copy: the instant at which a slot frees for a task that comes now (-inf: one is free), the wait below which that does not melt,
+    tasks outstanding (own and others'), seconds of a step of a batch with one task more, seconds of reading a prompt, and of each token.
+    """
+
     def __init__(self, table: EdgeTable, ledger: Ledger, now_s: float) -> None:
         num_edges = len(table.edges)
+        self.rows: NDArray[np.float64] = np.zeros((NUM_ROWS, num_edges))
+        self.full: set[int] = set()  # edges without room in their queue
+        self._free_at_s, self._least_wait_s, self._outstanding, self._step_s, self._prefill_base_s, self._prefill_token_s = self.rows
         self._table = table
         self._ledger = ledger
-        self._wait_s = np.zeros(num_edges)
-        self._melts_s = np.zeros(num_edges)
-        self._at_s = np.full(num_edges, now_s)
-        self.outstanding = np.zeros(num_edges)  # tasks, own and others'
-        self.step_s = np.zeros(num_edges)  # of a batch with one task more
-        self._full: set[int] = set()
+        self._num_tasks = [0] * num_edges
         ledger.take_changed()
         for i in range(num_edges):
-            self.redescribe(i)
+            self._ledger.describe(table.ids[i], table.step_times[i], table.slots[i])
             self._recompute(i, now_s)
+            self.redescribe(i)
 
     def redescribe(self, i: int) -> None:
-        """Tell the ledger the step times that the table holds."""
-        table = self._table
-        times = StepTimes(
-            float(table.step_base_s[i]), float(table.step_row_s[i]), float(table.prefill_base_s[i]), float(table.prefill_token_s[i])
-        )
-        self._ledger.describe(table.ids[i], times, int(table.slots[i]))
+        """Take over the step times that the table holds, and tell the ledger."""
+        times = self._table.step_times[i]
+        self._ledger.describe(self._table.ids[i], times, self._table.slots[i])
+        self._prefill_base_s[i] = times.prefill_base_s
+        self._prefill_token_s[i] = times.prefill_token_s
         self._restep(i)
 
     def refresh(self, now_s: float) -> None:
@@ -42,29 +50,40 @@ class WaitBoard:
             i = self._table.index.get(edge_id)
             if i is not None:
                 self._recompute(i, now_s)
+                self._restep(i)
 
-    @property
-    def all_have_room(self) -> bool:
-        return not self._full
+    def num_tasks(self, i: int) -> int:
+        """Outstanding, own and others'."""
+        return self._num_tasks[i]
 
-    def waits(self, now_s: float) -> Column:
-        """Queue wait of a task that comes now, remaining downtime of an update included (readings A9, A10)."""
-        melted: Column = self._wait_s - np.minimum(now_s - self._at_s, self._melts_s)
-        waits: Column = np.maximum(melted, 0.0)
-        if now_s < self._table.all_available_at_s:
-            waits += np.maximum(self._table.available_at_s - now_s, 0.0)
-        return waits
+    def wait_s(self, i: int, now_s: float) -> float:
+        """Of one edge, as `waits_s`."""
+        wait_s = max(float(self._free_at_s[i]) - now_s, float(self._least_wait_s[i]))
+        return wait_s + max(float(self._table.available_at_s[i]) - now_s, 0.0)
 
     def _recompute(self, i: int, now_s: float) -> None:
-        edge = self._table.edges[i]
-        forecast = self._ledger.forecast(edge.edge_id, edge.others, now_s)
-        self._wait_s[i], self._melts_s[i], self._at_s[i] = forecast.wait_s, forecast.melts_s, now_s
-        num_tasks = self._ledger.num_tasks(edge.edge_id) + edge.others.num_tasks
-        self.outstanding[i] = num_tasks
-        (self._full.discard if num_tasks < self._table.room[i] else self._full.add)(i)
-        self._restep(i)
+        table = self._table
+        others = table.edges[i].others
+        num_tasks = self._num_tasks[i] = self._ledger.num_tasks(table.ids[i]) + others.num_tasks
+        if num_tasks < table.slots[i]:
+            self._free_at_s[i], self._least_wait_s[i] = -math.inf, 0.0
+        else:
+            forecast = self._ledger.forecast(table.ids[i], others, now_s)
+            self._free_at_s[i], self._least_wait_s[i] = now_s + forecast.wait_s, max(forecast.wait_s - forecast.melts_s, 0.0)
+        self._outstanding[i] = num_tasks
+        if num_tasks < table.room[i]:
+            self.full.discard(i)
+        else:
+            self.full.add(i)
 
     def _restep(self, i: int) -> None:
-        table = self._table
-        rows = min(self.outstanding[i] + 1.0, table.slots[i])
-        self.step_s[i] = table.step_base_s[i] + rows * table.step_row_s[i]
+        times, rows, slots = self._table.step_times[i], self._num_tasks[i] + 1, self._table.slots[i]
+        self._step_s[i] = times.step_base_s + times.step_row_s * (rows if rows < slots else slots)
+
+
+def waits_s(rows: NDArray[np.float64], table: EdgeTable, now_s: float) -> Column:
+    """Queue wait of a task that comes now, remaining downtime of an update included (readings A9, A10)."""
+    waits: Column = np.maximum(rows[FREE_AT] - now_s, rows[LEAST_WAIT])
+    if now_s < table.all_available_at_s:
+        waits += np.maximum(table.available_at_s - now_s, 0.0)
+    return waits

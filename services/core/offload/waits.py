@@ -6,23 +6,14 @@ Pure arithmetic on predicted remainders. Who knows the remainders is the ledger'
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from services.core.offload.values import StepTimes
+from services.core.offload.values import StepTimes, value
 
 MIN_TOKENS_LEFT = 1.0  # epsilon of reading A11: a task that outlives its prediction still needs a step
 
 
-class Remainder(NamedTuple):
-    """What one task still needs: seconds of reading its prompt, tokens to decode. A tuple, since a forecast makes one a task."""
-
-    prefill_s: float
-    decode_tokens: float
-
-
-@dataclass(frozen=True, slots=True)
+@value
 class WaitForecast:
     """`wait_s` as of the forecast; it melts as time passes, by at most `melts_s` until a task finishes."""
 
@@ -41,23 +32,18 @@ def prefill_s(times: StepTimes, prompt_tokens: float) -> float:
     return times.prefill_base_s + times.prefill_token_s * prompt_tokens
 
 
-def forecast(tasks: Sequence[Remainder], times: StepTimes, slots: int) -> WaitForecast:
-    """`tasks` in the order in which they get slots, running ones first.
+def forecast(
+    running: list[float], running_prefill_s: float, waiting: Iterable[float], waiting_prefill_s: float, token_s: float
+) -> WaitForecast:
+    """`running`: tokens that each task in a slot still decodes, one for each slot, taken over by the forecast; `waiting`: tokens of the
+    others, in the order in which they get slots. `token_s` is the time of a full batch's step. Prefill times are sums.
 
-    While anyone waits every slot is taken, so all rows advance one token each step_s(slots), and reading a prompt halts them all:
-    wait = Σ prefill_s + step_s(slots) · C, where C counts tokens until the slot after the last task's start frees (list scheduling).
+    While anyone waits every slot is taken, so all rows advance one token each step, and reading a prompt halts them all:
+    wait = Σ prefill_s + token_s · C, where C counts tokens until the slot after the last task's start frees (list scheduling).
     With one slot this is Σ of predicted inference times, the FIFO sum of Algorithm 1 of the paper.
     """
-    if len(tasks) < slots:
-        return NO_WAIT
-    token_s = step_s(times, slots)
-    running = [task.decode_tokens for task in tasks[:slots]]
-    running_prefill_s = sum(task.prefill_s for task in tasks[:slots])
-    first_free_s = running_prefill_s + token_s * min(running)
     heapq.heapify(running)
-    waiting_prefill_s = 0.0
-    for task in tasks[slots:]:
-        waiting_prefill_s += task.prefill_s
-        heapq.heapreplace(running, running[0] + task.decode_tokens)
-    wait_s = running_prefill_s + waiting_prefill_s + token_s * running[0]
-    return WaitForecast(wait_s, max(first_free_s - token_s * MIN_TOKENS_LEFT, 0.0))
+    melts_s = running_prefill_s + token_s * (running[0] - MIN_TOKENS_LEFT)
+    for tokens in waiting:
+        heapq.heapreplace(running, running[0] + tokens)
+    return WaitForecast(running_prefill_s + waiting_prefill_s + token_s * running[0], max(melts_s, 0.0))

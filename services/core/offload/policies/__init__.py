@@ -13,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from services.core.offload.candidates import CandidateTable
-from services.core.offload.values import Task
+from services.core.offload.values import Task, value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """Rows of the candidate table, and why these."""
 
