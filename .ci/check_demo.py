@@ -24,30 +24,36 @@ RUN_KEYS = (
 def findings(directory: Path) -> Iterator[tuple[bool, str]]:
     report: dict[str, Any] = json.loads((directory / "report.json").read_text())
     runs = report["runs"]
-    for name in ("jtom", "static"):
+    for name in ("portfolio", "jtom", "static"):
         missing = [key for key in RUN_KEYS if key not in runs[name]]
         yield not missing, f"{name}: every figure is there" + (f", but not {missing}" if missing else "")
         tasks = runs[name]["tasks"]
         yield tasks["sent"] >= MIN_TASKS, f"{name}: {tasks['sent']} tasks sent (at least {MIN_TASKS})"
         yield tasks["completed"] == tasks["sent"], f"{name}: {tasks['completed']} of {tasks['sent']} completed"
-    jtom, static = runs["jtom"], runs["static"]
-    gain = jtom["total_quality"]["realised"] / static["total_quality"]["realised"]
-    yield gain >= QUALITY_GAIN, f"realised quality {gain:.3f} times that without updates (at least {QUALITY_GAIN})"
-    yield (
-        jtom["positive_cost"] < static["positive_cost"],
-        f"positive cost {jtom['positive_cost']:.3f} against {static['positive_cost']:.3f}",
-    )
+    static = runs["static"]
+    for name in ("portfolio", "jtom"):
+        yield from updating(name, runs[name], static)
+    print(f"portfolio against jtom: positive cost {runs['portfolio']['positive_cost'] / runs['jtom']['positive_cost'] - 1:+.1%}")
     drifts = report["drifts_at_s"]
     yield len(drifts) >= 2, f"drifts at {drifts} s (at least two)"
-    unanswered = jtom["drifts_without_update_at_s"]
-    yield not unanswered, f"an update after each drift ({jtom['updates']} updates; unanswered: {unanswered or 'none'})"
-    spare = jtom["updates_without_reason"]
-    yield spare <= 1, f"{spare} updates without reason (at most one)"
+    spare = runs["jtom"]["updates_without_reason"]
+    yield spare <= 1, f"jtom: {spare} updates without reason (at most one)"
     yield static["updates"] == 0, f"{static['updates']} updates in the run without them"
     page = directory / "report.html"
     yield page.is_file() and page.stat().st_size > 10_000, f"{page} is there"
     yield bool(report.get("unmerged_quantised")), "says what the unmerged model quantised to the same bytes would score"
     print("also: verdicts not ok in the report:", [v["name"] for v in report["verdicts"] if not v["ok"]] or "none")
+
+
+def updating(name: str, run: dict[str, Any], static: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    gain = run["total_quality"]["realised"] / static["total_quality"]["realised"]
+    yield gain >= QUALITY_GAIN, f"{name}: realised quality {gain:.3f} times that without updates (at least {QUALITY_GAIN})"
+    yield (
+        run["positive_cost"] < static["positive_cost"],
+        f"{name}: positive cost {run['positive_cost']:.3f} against {static['positive_cost']:.3f}",
+    )
+    unanswered = run["drifts_without_update_at_s"]
+    yield not unanswered, f"{name}: an update after each drift ({run['updates']} updates; unanswered: {unanswered or 'none'})"
 
 
 def main(directory: str) -> int:

@@ -21,6 +21,7 @@ from services.broker.service import Broker
 from services.broker.settings import BrokerSettings
 from services.controller.service import Controller
 from services.controller.settings import ControllerSettings
+from services.core import defaults
 from services.core.workload.mixes import TaskMix
 from services.merger.service import Merger
 from services.merger.servicer import weights_of
@@ -59,7 +60,7 @@ class StackSettings:
     tasks: str = "toy"
     edges: int | Path | tuple[EdgeConfig, ...] = 3
     policy: str = "onto"
-    trigger: str = "jtom"
+    trigger: str = defaults.TRIGGER
     quality_scale: float = 1.0
     host: str = "127.0.0.1"
     port: int = 0  # of the broker

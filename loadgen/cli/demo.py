@@ -35,9 +35,9 @@ def demo(
     cache: options.Cache = None,
     json: options.Json = False,
 ) -> None:
-    """Show what re-merging is worth while what users ask for drifts: ONTO with JTOM against ONTO without updates.
+    """Show what re-merging is worth while what users ask for drifts: ONTO with portfolio (ours), with JTOM (the paper's), and alone.
 
-    Both runs get the same tasks at the same instants and start from merges for the first mix. Exit code 1 if a verdict fails (late sends
+    All runs get the same tasks at the same instants and start from merges for the first mix. Exit code 1 if a verdict fails (late sends
     aside, which the report points out).
     """
     from loadgen.demo import DemoOptions

@@ -18,6 +18,7 @@ from loadgen.cli.mixes import MIX_HELP, mix_of
 from loadgen.cli.places import tasks_or_toy
 from loadgen.cli.stacks import StackOptions, stack_settings
 from loadgen.cli.targets import address_of
+from services.core import defaults
 
 if TYPE_CHECKING:
     from loadgen.results import ReplayResult
@@ -52,8 +53,8 @@ def replay(
     ca: options.Ca = None,
     token_file: options.TokenFile = None,
     edges: options.Edges = "3",
-    policy: options.Policy = "onto",
-    trigger: options.Trigger = "jtom",
+    policy: options.Policy = defaults.POLICY,
+    trigger: options.Trigger = defaults.TRIGGER,
     trace: Annotated[
         Path | None, typer.Option(help="Arrivals from a trace (Azure LLM 2023, Mooncake, BurstGPT; .gz or plain).", metavar="FILE")
     ] = None,

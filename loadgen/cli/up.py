@@ -16,6 +16,7 @@ from loadgen.cli import options
 from loadgen.cli.console import ExitCode, command, print_json, stderr, stdout
 from loadgen.cli.places import DEFAULT_PORT
 from loadgen.cli.stacks import StackOptions, stack_settings
+from services.core import defaults
 
 if TYPE_CHECKING:
     from services.stack import Stack, StackSettings
@@ -33,8 +34,8 @@ def up(
     edges: options.Edges = "3",
     model: options.Model = None,
     tasks: options.Tasks = None,
-    policy: options.Policy = "onto",
-    trigger: options.Trigger = "jtom",
+    policy: options.Policy = defaults.POLICY,
+    trigger: options.Trigger = defaults.TRIGGER,
     quality_scale: options.QualityScale = 1.0,
     host: Annotated[str, typer.Option(help="Address the broker listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0: any free one.")] = DEFAULT_PORT,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#1f2a37", "#6b7684", "#dfe4ea"  # each is one CSS variable in SVG
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)"}
-RUN_COLOURS = {"jtom": "#2f6fde", "static": "#e0812b"}
+RUN_COLOURS = {"portfolio": "#2a9d6f", "jtom": "#2f6fde", "static": "#e0812b"}
 SPARE_COLOURS = ("#2f6fde", "#e0812b", "#2a9d6f", "#a24bb8", "#c9423f")
 EDGE_COLOURS = ("#2a9d6f", "#a24bb8", "#c9423f", "#b58a00", "#0f8fa8", "#7a5c3a")
 _LOOK: dict[Any, Any] = {

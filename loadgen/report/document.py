@@ -12,7 +12,7 @@ from typing import Any
 from loadgen.report.host import host_facts
 from loadgen.report.numbers import QUALITY_SCALES, run_numbers
 from loadgen.report.values import ReportInput, UnmergedArm
-from loadgen.report.verdicts import comparison, verdicts
+from loadgen.report.verdicts import comparison, pair_of, verdicts
 from loadgen.results import ReplayResult
 
 SCHEMA_VERSION = 1
@@ -22,7 +22,7 @@ def document(report: ReportInput, created_at: datetime) -> dict[str, Any]:
     """The whole report as JSON-ready data."""
     runs = {name: run_numbers(result) for name, result in report.runs.items()}
     first = next(iter(report.runs.values()))
-    pair = "jtom" in runs and "static" in runs
+    pair = pair_of(runs)
     return {
         "schema": "moedge.report",
         "schema_version": SCHEMA_VERSION,
@@ -35,7 +35,7 @@ def document(report: ReportInput, created_at: datetime) -> dict[str, Any]:
         "drifts_at_s": list(first.drifts_at_s),
         "phases": [{"start_at_s": start_at_s, "shares": dict(sorted(shares.items()))} for start_at_s, shares in first.mixes],
         "runs": runs,
-        "comparison": comparison(runs["jtom"], runs["static"]) if pair else None,
+        "comparison": comparison(*pair) if pair else None,
         "quality_scale_sweep": _sweep(runs),
         "unmerged_quantised": _unmerged(report.unmerged, report.runs),
         "verdicts": [asdict(verdict) for verdict in verdicts(runs)],

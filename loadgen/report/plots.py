@@ -18,7 +18,7 @@ from loadgen.report.values import ReportInput
 from loadgen.results import ReplayResult
 
 Runs = Mapping[str, ReplayResult]
-LABELS = {"jtom": "ONTO + JTOM (with updates)", "static": "ONTO (no updates)"}
+LABELS = {"portfolio": "ONTO + portfolio (ours)", "jtom": "ONTO + JTOM (the paper)", "static": "ONTO (no updates)"}
 _QUALITY_COLOURS = LinearSegmentedColormap.from_list("quality", ["#ea9d94", "#f7e7b8", "#8ed0a3"])
 
 

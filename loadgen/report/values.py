@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from loadgen.results import ReplayResult
 from services.core.merging.values import Frequencies
 
+WITHOUT_UPDATES = "static"  # the run that others are compared with
+
 
 @dataclass(frozen=True, slots=True)
 class UnmergedArm:
@@ -35,7 +37,7 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """Runs by name in the order in which they are shown; where there are `jtom` and `static`, they are compared."""
+    """Runs by name in the order in which they are shown; the first is compared with the one without updates, where there is one."""
 
     title: str
     runs: Mapping[str, ReplayResult]

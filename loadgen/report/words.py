@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loadgen.report.verdicts import pair_of
+
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "mix_over_time": ("What users asked for", "Share of each task type among the tasks sent."),
     "cost_over_time": (
@@ -91,8 +93,7 @@ def mix(shares: Mapping[str, float]) -> str:
 def tiles(data: Mapping[str, Any]) -> list[Tile]:
     """The figures that the page leads with: of the run with updates against the one without, or of the only run."""
     runs = data["runs"]
-    main = runs.get("jtom") or next(iter(runs.values()))
-    other = runs.get("static") if "jtom" in runs else None
+    main, other = pair_of(runs) or (next(iter(runs.values())), None)
     change = data["comparison"] or {}
     swap, tasks = main["swap"], main["tasks"]
     shipped = swap["bytes_fetched"] / swap["bytes_full"] if swap["bytes_full"] else None

@@ -1,7 +1,7 @@
 """What edges could be merged for and what that would score, for triggers that look at the whole fleet.
 
-A score is measured on a built model, so every prospect is a build at the merger: one at a time, for each size of memory, single task types
-before pairs. The merger keeps its builds; after a restart they come back at once.
+A score is measured on a built model, so every prospect is a build at the merger: one at a time, single task types for every size of memory
+before pairs for any. The merger keeps its builds; after a restart they come back at once.
 """
 
 from __future__ import annotations
@@ -30,22 +30,31 @@ class Prospects:
         self._known: dict[Size, list[Prospect]] = {}
         self._output_tokens: dict[str, float] = {}  # mean over task types, by base model
         self._last_error = ""
+        self._failures: dict[Size, int] = {}  # in a row
 
-    async def look(self, entries: Mapping[str, worker_pb2.EdgeEntry]) -> bool:
-        """Tell the engine what is known of every edge and learn one thing more; False when there is nothing more to learn, or no way to."""
+    async def look(self, entries: Mapping[str, worker_pb2.EdgeEntry]) -> float:
+        """Tell the engine what is known of every edge and learn one thing more. Returns the seconds until the next look: a failure
+        makes them longer each time, since what the merger refuses once it mostly refuses again."""
         for edge_id in self._engine.edges:
             entry = entries.get(edge_id)
             self._engine.describe(edge_id, self._service(entry) if entry is not None else None)
-        for _, entry in sorted(entries.items()):
-            if mix := self._missing(entry):
-                return await self._learn(entry, mix)
-        return False
+        settings, failures = self._settings, self._failures
+        missing = [(entry, mix) for _, entry in sorted(entries.items()) if (mix := self._missing(entry))]
+        if not missing:
+            return settings.backoff_s
+        entry, mix = min(missing, key=lambda found: (failures.get(_size(found[0]), 0), len(found[1])))
+        if await self._learn(entry, mix):
+            failures.pop(_size(entry), None)
+            return settings.tick_s
+        failures[_size(entry)] = times = failures.get(_size(entry), 0) + 1
+        return min(settings.backoff_s * 2.0 ** (times - 1), settings.backoff_cap_s)
 
     def _missing(self, entry: worker_pb2.EdgeEntry) -> Mapping[str, float] | None:
         known = self._known.get(_size(entry), [])
         return next((mix for mix in candidate_mixes(sorted(entry.quality)) if all(p.mix != mix for p in known)), None)
 
     async def _learn(self, entry: worker_pb2.EdgeEntry, mix: Mapping[str, float]) -> bool:
+        """False when the merger cannot or will not build it."""
         settings = self._settings
         try:
             if entry.base_model not in self._output_tokens:

@@ -138,8 +138,7 @@ class Controller:
 
     async def _explore(self) -> None:
         while True:
-            learnt = await self._prospects.look(self._entries)
-            await self._clock.sleep(self._settings.tick_s if learnt else self._settings.backoff_s)
+            await self._clock.sleep(await self._prospects.look(self._entries))
 
     async def tick(self) -> None:
         """Look at every edge once: take over new versions, run the checks that are due, start the updates they ask for."""

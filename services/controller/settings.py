@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.core import defaults
 from services.core.merging.recipes import PAPER, PRODUCT, Recipe
 from services.core.merging.triggers import MergeTrigger, names, options, trigger
 from services.runtime.settings import ServiceSettings
@@ -19,8 +20,12 @@ class ControllerSettings(ServiceSettings):
     merger_address: str = Field(description="host:port of the cloud merger")
     consumer_group: str = Field("moedge-controller", description="group that reads activation reports")
 
-    trigger: str = Field("jtom", description=f"merge trigger: {', '.join(names())}")
-    interval_s: float = Field(20.0, gt=0, description="initial time between two checks of an edge (the paper's delta)")
+    trigger: str = Field(defaults.TRIGGER, description=f"merge trigger: {', '.join(names())}")
+    interval_s: float | None = Field(
+        None,
+        gt=0,
+        description="time between two checks of an edge, with jtom the initial one (the paper's delta); unset: the trigger's own",
+    )
     adjustment_s: float = Field(20.0, ge=0, description="how much an update shortens and a kept version lengthens it (m)")
     threshold: float = Field(0.2, gt=0, le=1, description="activation shift that asks for an update (g)")
     min_tokens: int = Field(500, ge=1, description="routed tokens that a layer needs to count in the shift")
@@ -36,9 +41,12 @@ class ControllerSettings(ServiceSettings):
     cap_s: float | None = Field(None, gt=0, description="jtom, product: longest time between two checks; unset: ten times interval_s")
 
     quality_scale: float = Field(1.0, ge=0, description="portfolio: what a full point of quality is worth, in seconds, as at the broker")
-    memory_s: float | None = Field(None, gt=0, description="portfolio: demand is averaged over so long; unset: 240")
-    horizon_s: float | None = Field(None, gt=0, description="portfolio: within which an update has to pay for itself; unset: 120")
-    min_gain_s: float | None = Field(None, ge=0, description="portfolio: least saving a task that an update is made for; unset: 0.01")
+    memory_s: float | None = Field(None, gt=0, description="portfolio: demand is averaged over so long; unset: 160")
+    recent_s: float | None = Field(None, gt=0, description="portfolio: a change of traffic is seen over so long; unset: 25")
+    horizon_s: float | None = Field(None, gt=0, description="portfolio: within which an update has to pay for itself; unset: 240")
+    min_saving: float | None = Field(
+        None, ge=0, description="portfolio: least share of the fleet's predicted cost that an update is made for; unset: 0.01"
+    )
 
     method: str = Field("", description="merge method; unset: best, in paper mode m-smoe")
     allocation: str = Field("", description="how experts are shared out; unset: whole-tasks, in paper mode mc-smoe")

@@ -33,9 +33,8 @@ class Fleet:
         self.merger, self.worker = merger, worker
 
     def settings(self, **overrides):
-        return ControllerSettings(
-            merger_address=self.merger.address, **({"tick_s": FAR_S, "interval_s": 20.0, "backoff_s": 5.0} | overrides)
-        )
+        usual = {"trigger": "jtom", "tick_s": FAR_S, "interval_s": 20.0, "backoff_s": 5.0}
+        return ControllerSettings.load(**{"merger_address": self.merger.address, **usual, **overrides})
 
     @asynccontextmanager
     async def controller(self, *, log=None, **overrides):

@@ -52,6 +52,7 @@ async def test_a_merger_that_is_away_leaves_portfolio_without_prospects_and_the_
         (status,) = controller.status()
         assert (status.action, fleet.worker.loads) == ("skip", [])
         assert "not known yet" in status.reason
+        assert 2 <= len(fleet.merger.requests) <= 6  # in 72 s: after 5 s, 10 s, 20 s, ...
 
 
 async def test_other_triggers_ask_the_merger_for_nothing_beforehand(fleet):

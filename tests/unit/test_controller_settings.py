@@ -2,14 +2,24 @@
 
 import pytest
 
+from loadgen.simulator.comparison import OURS
 from services.controller.settings import ControllerSettings
+from services.core.merging.triggers.portfolio import Trigger
 from services.runtime.errors import SettingsError
+from services.stack import StackSettings
 
 
 def test_options_that_the_trigger_has_reach_it_and_others_do_not():
-    jtom = ControllerSettings.load(merger_address="m:1", interval_s=7.0, threshold=0.3, mode="paper").merge_trigger()
+    jtom = ControllerSettings.load(merger_address="m:1", trigger="jtom", interval_s=7.0, threshold=0.3, mode="paper").merge_trigger()
     assert (jtom.name, jtom.interval_s, jtom.raw_frequencies) == ("jtom", 7.0, True)
     assert ControllerSettings.load(merger_address="m:1", trigger="never", threshold=0.3).merge_trigger().name == "never"
+
+
+def test_without_a_word_controllers_and_stacks_run_what_simulations_call_ours():
+    trigger = ControllerSettings.load(merger_address="m:1", quality_scale=2.0).merge_trigger()
+    assert isinstance(trigger, Trigger)
+    assert (trigger.name, trigger.interval_s, trigger.quality_scale) == (OURS.trigger, 10.0, 2.0)
+    assert StackSettings(model="any").trigger == OURS.trigger
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,4 @@
+"""What decides where nobody says otherwise: the policy and the trigger that do best together (loadgen/simulator/README.md)."""
+
+POLICY = "onto"
+TRIGGER = "portfolio"
