@@ -111,7 +111,8 @@ def _print(comparison: Comparison, rooms: Sequence[float]) -> None:
     console.print(table(title, ("experts made smaller by", *(f"{room:g}" for room in rooms)), list(_rows(comparison, rooms))))
     unmerged = [point for point in comparison.points if point.budget_bits is None]
     rows = [(p.method, str(p.bits), f"{p.bits_per_weight:.2f}", in_bytes(p.model_bytes), f"{p.score:.3f}") for p in unmerged]
-    console.print(table("Unmerged, at each bit width", ("quantised", "bits", "with scales", "model", "score"), rows))
+    if rows:
+        console.print(table("Unmerged, at each bit width", ("quantised", "bits", "with scales", "model", "score"), rows))
     console.print(
         f"[dim]{comparison.num_calibration} calibration items and {comparison.num_spliced} spliced from them, "
         f"{comparison.num_scored} other items scored by greedy generation[/dim]"
@@ -126,4 +127,5 @@ def _rows(comparison: Comparison, rooms: Sequence[float]) -> Iterator[tuple[str,
     for name, points in by_name.items():
         yield name, *(f"{points[room].score:.3f}" if room in points else "-" for room in rooms)
     best = [comparison.best_unmerged(room) for room in rooms]
-    yield "unmerged, most that fits", *("-" if point is None else f"{point.score:.3f}" for point in best)
+    if any(best):
+        yield "unmerged, most that fits", *("-" if point is None else f"{point.score:.3f}" for point in best)

@@ -27,11 +27,11 @@ def _curves(comparison: Comparison) -> Plot:
     lines: dict[str, list[Point]] = {}
     for point in comparison.points:
         lines.setdefault(point.name, []).append(point)
-    colours = colormaps["tab20"].resampled(20)
-    for number, (name, points) in enumerate(lines.items()):
+    methods = list(dict.fromkeys(point.method for point in comparison.points))
+    for name, points in lines.items():
         points.sort(key=lambda point: point.bits_per_weight)
         own, unmerged = name == "fitted", points[0].budget_bits is None
-        style = "-" if own else "--" if unmerged else ":"
+        style = "-" if own else "--" if unmerged else ":" if points[0].bits >= 16 else "-."
         label = f"{name} (unmerged)" if unmerged else name
         axes.plot(
             [point.bits_per_weight for point in points],
@@ -40,7 +40,7 @@ def _curves(comparison: Comparison) -> Plot:
             marker="o",
             markersize=3.5,
             linewidth=2.4 if own else 1.4,
-            color=INK if own else colours(number % 20),
+            color=INK if own else colormaps["tab20"](methods.index(points[0].method) % 20),
             label=label,
         )
     axes.axhline(comparison.full_score, color=FAINT, linewidth=0.8)

@@ -18,6 +18,7 @@ from services.model.groups import Group, member_targets, original, solved_for_me
 from services.model.recovery import Example
 from services.model.splicing import spliced
 from tests.unit.pico import write_pico_checkpoint
+from tests.unit.pico_decoders import write_pico_decoder
 
 MERGING = sorted(set(compressions()) - {"compensated", "rounded", "fitted", "shared-base"})
 
@@ -173,6 +174,20 @@ def test_spliced_prompts_are_parts_of_two_and_answered_by_the_model_itself(base)
         assert any(example.prompt[-2:] == one.prompt[-2:] for one in real)
         assert 1 <= len(example.target) <= max(len(one.target) for one in real)
     assert spliced(base.model, [Example((3, 1), (4, 1))], 5) == []
+
+
+def test_experts_of_three_matrices_and_two_choices_a_token_are_made_smaller_too(tmp_path):
+    write_pico_decoder(tmp_path, "mixtral")
+    base = read_base(tmp_path)
+    evidence = gather(base, make_examples(40))
+    weights = sum(layer.num_experts * layer.expert_params for layer in base.model.shape.layers)
+    assert evidence.layers[0].chosen.shape[1] > 1
+    moved = {}
+    for name, bits in (("fitted", 0), ("pooled", 16), ("merge-moe", 16), ("m-smoe", 16), ("compensated", 2)):
+        made = compression(name)(evidence, weights * 4 // 8, bits)
+        assert made.expert_bytes <= weights * 4 // 8
+        moved[name] = evidence.divergence(base.model.with_experts(made.stacks))
+    assert moved["fitted"] == min(moved.values())
 
 
 def test_unmerged_arms_have_bytes_of_their_bits_alone():
