@@ -14,11 +14,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from loadgen.report.canvas import EDGE_COLOURS, FAINT, INK, RUN_COLOURS, SPARE_COLOURS, figure, look
+from loadgen.report.canvas import FAINT, INK, RUN_COLOURS, figure, look
 from loadgen.reproduce.values import Bars, Heat, Line, Lines, Panel, Plot
 
 LEADING = {"JTOM": RUN_COLOURS["jtom"], "ONTO": RUN_COLOURS["static"], "ours": "#1f8a5b", "the paper": "#8a93a0"}
-OTHERS = ("#a24bb8", "#c9423f", "#b58a00", "#0f8fa8", "#7a5c3a", "#e377c2", "#6b7684", *EDGE_COLOURS, *SPARE_COLOURS)
+OTHERS = ("#a24bb8", "#c9423f", "#b58a00", "#0f8fa8", "#7a5c3a", "#e377c2", "#6b7684")  # unlike those that lead
 MARKERS = "osD^vPX*<>hp"
 WIDTH_IN, LINES_IN, BAR_IN, CELL_IN = 10.4, 2.75, 0.27, 0.46
 MANY_CELLS = 12  # more columns than this are a picture, not a table
@@ -71,7 +71,7 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     match panel:
         case Lines():
             for line in panel.lines:
-                _line(axes, line, labels.index(line.label), few=len(labels) <= len(SPARE_COLOURS))
+                _line(axes, line, labels.index(line.label))
             axes.set_ylabel(panel.y_label)
             _limits(axes, panel)
             if panel.log_y:
@@ -86,8 +86,8 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
             _heat(axes, panel)
 
 
-def _line(axes: Axes, line: Line, position: int, *, few: bool) -> None:
-    colour = LEADING.get(line.label, (SPARE_COLOURS if few else OTHERS)[position % (len(SPARE_COLOURS) if few else len(OTHERS))])
+def _line(axes: Axes, line: Line, position: int) -> None:
+    colour = LEADING.get(line.label, OTHERS[position % len(OTHERS)])
     x, y = np.array(line.x), np.array(line.y)
     marker = MARKERS[position % len(MARKERS)] if len(x) <= 25 else ""
     width, order = (1.0, 2) if line.faint else (2.1, 3)
@@ -124,6 +124,7 @@ def _bars(axes: Axes, panel: Bars) -> None:
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(False, axis="y")
     axes.axvline(0.0, color=FAINT, linewidth=0.9)
+    axes.set_xlim(min(0.0, 1.12 * min(panel.values)), max(0.0, 1.12 * max(panel.values)))  # as of lines: a wide interval squeezes nothing
 
 
 def _heat(axes: Axes, panel: Heat) -> None:
