@@ -23,6 +23,7 @@ MADE_OF: Any = {"policy_name": "onto", "quality_scale": 1.0, "policy_options": {
 TASKS = 120
 # An update as soon as the router was seen: the versions are for one task type, the tasks are of the other.
 LIVE = {
+    "trigger": "jtom",
     "initial_mix": {"right": 1.0},
     "worker": {"report_interval_s": 0.2},
     "controller": {"interval_s": 0.5, "adjustment_s": 0.0, "min_tokens": 20, "min_gain": 0.0, "confirm": False},

@@ -29,7 +29,7 @@ CONTROLLER = {"interval_s": 0.5, "adjustment_s": 0.0, "min_tokens": 20, "thresho
 async def test_a_decoder_only_model_is_answered_counted_and_merged_again_when_traffic_turns(tmp_path, family):
     write_pico_decoder(tmp_path / "model", family)
     write_tasks(tmp_path / "tasks.jsonl")
-    options = {"edges": 1, "initial_mix": {"left": 1.0}, "controller": CONTROLLER, "worker": {"report_interval_s": 0.2}}
+    options = {"edges": 1, "trigger": "jtom", "initial_mix": {"left": 1.0}, "controller": CONTROLLER, "worker": {"report_interval_s": 0.2}}
     prompts = [item.prompt for item in pico_tasks().of_type("right")]
     summaries: list[tuple[str, inference_pb2.Summary]] = []
     async with running_stack(tmp_path, **options) as (stack, stub), asyncio.timeout(45):
