@@ -22,7 +22,7 @@ from tests.unit.pico_stack import answered, running_stack
 MADE_OF: Any = {"policy_name": "onto", "quality_scale": 1.0, "policy_options": {"ties": "random"}}
 TASKS = 120
 # An update as soon as the router was seen: the versions are for one task type, the tasks are of the other.
-LIVE = {
+LIVE: dict[str, Any] = {
     "trigger": "jtom",
     "initial_mix": {"right": 1.0},
     "worker": {"report_interval_s": 0.2},
