@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[worker,report,otel,dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Replay a drifting load twice on the shipped model; the report lands in out/demo
+demo: $(STAMP) ## Replay a drifting load three times on the shipped model; the report lands in out/demo
 	$(BIN)/moedge demo --out $(OUT)
 
 # Larger malloc thresholds spare the training a page fault for every activation it allocates.

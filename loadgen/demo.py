@@ -48,6 +48,7 @@ CONTROLLER: Mapping[str, Any] = {
     "recent_s": 12.0,
     "memory_s": 40.0,
     "horizon_s": 60.0,
+    "min_saving": 0.03,
 }
 WORKER: Mapping[str, Any] = {"report_interval_s": 1.0}
 
