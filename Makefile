@@ -76,6 +76,26 @@ buf: $(STAMP) ## Lint the protos
 unit: $(STAMP) ## The fast tests
 	$(PYTEST) -q tests/unit
 
+# The engine and the simulator as machine code, made of a copy of the sources. Nothing takes it unless PYTHONPATH says so, so what serves and
+# what is edited are always the sources. A newer source makes it anew, and moedge refuses a copy of other sources.
+COMPILED := build/compiled
+OFFLOAD := services/core/offload
+HOT := $(addprefix $(OFFLOAD)/,waits.py ledger.py wait_board.py engine.py estimator.py estimates.py table.py candidates.py given.py) \
+	$(addprefix $(OFFLOAD)/predictors/,__init__.py output_length.py prompt_length.py quality.py step_time.py) \
+	$(OFFLOAD)/policies/onto.py $(addprefix loadgen/simulator/,simulation.py edge.py timeline.py)
+
+.PHONY: compiled unit-compiled
+compiled: $(COMPILED)/.made ## Compile engine and simulator for long simulations: PYTHONPATH=build/compiled .venv/bin/moedge simulate ...
+
+$(COMPILED)/.made: $(STAMP) pyproject.toml $(shell find services loadgen -name '*.py')
+	@command -v cc >/dev/null || { echo "a C compiler is needed: on Debian, apt-get install gcc; without, simulations run all the same" >&2; exit 1; }
+	@rm -rf $(COMPILED) && mkdir -p $(COMPILED) && cp -R services loadgen proto pyproject.toml $(COMPILED)
+	cd $(COMPILED) && $(CURDIR)/$(BIN)/python -m mypyc $(HOT) >mypyc.log 2>&1 || { tail -20 mypyc.log >&2; exit 1; }
+	@touch $@
+
+unit-compiled: compiled ## The tests of engine and simulator, on the compiled code (but for one that reads sources)
+	$(PYTEST) -q -o pythonpath='$(COMPILED) .' -k 'not source_of_chance' tests/unit/test_offload*.py tests/unit/test_simulator*.py tests/contract/test_offload_policies.py
+
 .PHONY: fix
 fix: $(STAMP) ## Let ruff format and mend what it can
 	$(BIN)/ruff check --fix --quiet .

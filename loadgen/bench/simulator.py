@@ -1,20 +1,19 @@
-"""Tasks a second of the simulator on one core, beside a SimPy model of the same servers in the same run, and its cost by number of edges.
+"""Tasks a second of the simulator on one core, beside SimPy models of the same servers in the same run, and its cost by number of edges.
 
-CPU time of this process, so that other work on the machine is not counted. The alternative gets less to do: it decides nothing and
-predicts nothing.
+CPU time of this process, so that other work on the machine is not counted. Beside each other stand runs in which the same engine decides
+(ours without updates, since SimPy's servers keep their models); the SimPy model that serves in turn says what events alone cost there.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import simpy
-from simpy.events import Event
-
-from loadgen.simulator.load import Load, draw_load
+from loadgen.bench.simpy_model import Decided, in_turn
+from loadgen.simulator import simulation
+from loadgen.simulator.load import draw_load
 from loadgen.simulator.scenario import EdgeGroup, LoadOptions, Phase, Scenario
 from loadgen.simulator.simulation import simulate
 from loadgen.simulator.stated import StatedModel, StatedOptions
@@ -30,40 +29,56 @@ Tell = Callable[[str], None]
 class SimulatorFigures:
     """Tasks a second of CPU time: medians of the rounds, with the slowest and fastest of ours."""
 
+    compiled: bool  # engine and simulator ran as machine code (`make compiled`), SimPy never does
     num_edges: int  # of all but `task_s_by_edges`
     tasks_per_s: float
     slowest: float
     fastest: float
-    simpy_tasks_per_s: float
+    simpy_tasks_per_s: float  # in turn: decides and predicts nothing
+    simpy_onto_tasks_per_s: float  # the same engine decides there
     without_updates: float  # ONTO, no re-merging
     round_robin: float  # no prediction in the choice either
     task_s_by_edges: dict[int, float]  # seconds for one task, ONTO and JTOM
 
     @property
     def ratio_simpy(self) -> float:
+        """Of unequal work: all that ours does to servers in turn."""
         return self.tasks_per_s / self.simpy_tasks_per_s
+
+    @property
+    def ratio_simpy_onto(self) -> float:
+        """Of equal decisions."""
+        return self.without_updates / self.simpy_onto_tasks_per_s
 
 
 def measure(rounds: int, scales: tuple[int, ...], tell: Tell, num_tasks: int = TASKS) -> SimulatorFigures:
-    """Ours and SimPy in turn, so that both see the same machine."""
-    ours, others = [], []
+    """All in turn, so that all see the same machine."""
+    ours: list[float] = []
+    without_updates: list[float] = []
+    round_robin: list[float] = []
+    simpy: list[float] = []
+    simpy_onto: list[float] = []
     for n in range(rounds):
         tell(f"round {n + 1} of {rounds}: {EDGES} edges, {num_tasks} tasks")
         ours.append(1.0 / ours_s(EDGES, num_tasks))
-        others.append(1.0 / simpy_s(EDGES, num_tasks))
+        simpy.append(1.0 / simpy_s(EDGES, num_tasks))
+        without_updates.append(1.0 / ours_s(EDGES, num_tasks, "onto", "never"))
+        simpy_onto.append(1.0 / simpy_s(EDGES, num_tasks, decides=True))
+        round_robin.append(1.0 / ours_s(EDGES, num_tasks, "round_robin", "never"))
     told = {}
     for num_edges in scales:
         tell(f"{num_edges} edges")
         told[num_edges] = ours_s(num_edges, max(num_tasks // 2, TASKS_PER_EDGE * num_edges))
-    tell("without updates, and round robin")
     return SimulatorFigures(
+        compiled=not str(simulation.__file__).endswith(".py"),
         num_edges=EDGES,
         tasks_per_s=statistics.median(ours),
         slowest=min(ours),
         fastest=max(ours),
-        simpy_tasks_per_s=statistics.median(others),
-        without_updates=1.0 / ours_s(EDGES, num_tasks, "onto", "never"),
-        round_robin=1.0 / ours_s(EDGES, num_tasks, "round_robin", "never"),
+        simpy_tasks_per_s=statistics.median(simpy),
+        simpy_onto_tasks_per_s=statistics.median(simpy_onto),
+        without_updates=statistics.median(without_updates),
+        round_robin=statistics.median(round_robin),
         task_s_by_edges=told,
     )
 
@@ -90,28 +105,13 @@ def ours_s(num_edges: int, num_tasks: int, policy: str = "onto", trigger: str = 
     return (time.process_time() - began_s) / len(load)
 
 
-def simpy_s(num_edges: int, num_tasks: int) -> float:
-    """CPU seconds for one task: round robin over the same servers, no predictions, no activations, no updates."""
-    load = draw_load(made(num_edges, num_tasks), 0)
+def simpy_s(num_edges: int, num_tasks: int, decides: bool = False) -> float:
+    """CPU seconds for one task, setting up included, as for ours."""
+    scenario = made(num_edges, num_tasks)
+    load = draw_load(scenario, 0)
     began_s = time.process_time()
-    _in_simpy(load, num_edges)
+    if decides:
+        Decided(scenario, load).run()
+    else:
+        in_turn(scenario, load)
     return (time.process_time() - began_s) / len(load)
-
-
-def _in_simpy(load: Load, num_edges: int) -> None:
-    environment = simpy.Environment()
-    servers = [simpy.Resource(environment, capacity=4) for _ in range(num_edges)]
-    output_tokens = load.output_tokens.tolist()
-
-    def task(n: int) -> Generator[Event, object, None]:
-        with servers[n % num_edges].request() as slot:
-            yield slot
-            yield environment.timeout(output_tokens[n] * STEP_S)
-
-    def users() -> Generator[Event, object, None]:
-        for n, at_s in enumerate(load.at_s.tolist()):
-            yield environment.timeout(at_s - environment.now)
-            environment.process(task(n))
-
-    environment.process(users())
-    environment.run()

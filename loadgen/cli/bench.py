@@ -44,12 +44,15 @@ def simulator(
 def as_json(figures: SimulatorFigures) -> dict[str, object]:
     return {
         "schema_version": 1,
+        "compiled": figures.compiled,
         "num_edges": figures.num_edges,
         "tasks_per_s": figures.tasks_per_s,
         "slowest_tasks_per_s": figures.slowest,
         "fastest_tasks_per_s": figures.fastest,
         "simpy_tasks_per_s": figures.simpy_tasks_per_s,
         "ratio_simpy": figures.ratio_simpy,
+        "simpy_onto_tasks_per_s": figures.simpy_onto_tasks_per_s,
+        "ratio_simpy_onto": figures.ratio_simpy_onto,
         "without_updates_tasks_per_s": figures.without_updates,
         "round_robin_tasks_per_s": figures.round_robin,
         "task_s_by_edges": {str(n): value for n, value in figures.task_s_by_edges.items()},
@@ -62,8 +65,23 @@ def _print(figures: SimulatorFigures) -> None:
         ("ONTO and JTOM, activations on", f"{figures.tasks_per_s:,.0f}", f"{figures.slowest:,.0f} to {figures.fastest:,.0f}"),
         ("ONTO without updates", f"{figures.without_updates:,.0f}", ""),
         ("round robin without updates", f"{figures.round_robin:,.0f}", ""),
-        ("SimPy: round robin, no predictions", f"{figures.simpy_tasks_per_s:,.0f}", f"ours is {figures.ratio_simpy:.2f} of it"),
+        (
+            "SimPy, the same engine decides: ONTO without updates",
+            f"{figures.simpy_onto_tasks_per_s:,.0f}",
+            f"ours without updates is {figures.ratio_simpy_onto:.2f} of it",
+        ),
+        (
+            "SimPy, nothing decides or predicts: servers in turn",
+            f"{figures.simpy_tasks_per_s:,.0f}",
+            f"ours with everything is {figures.ratio_simpy:.2f} of it",
+        ),
     ]
-    console.print(table(f"{figures.num_edges} edges, on one core", ("what", "tasks/s", ""), rows))
+    console.print(
+        table(
+            f"{figures.num_edges} edges, on one core, {'compiled' if figures.compiled else 'not compiled (make compiled)'}",
+            ("what", "tasks/s", ""),
+            rows,
+        )
+    )
     scales = [(str(n), f"{value * 1e6:.0f}") for n, value in figures.task_s_by_edges.items()]
     console.print(table("Cost of a task", ("edges", "µs"), scales))

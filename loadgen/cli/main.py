@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from loadgen.cli import bench, certs, demo, edges, explain, infer, merge, profile, replay, reproduce, serve, simulate, status, topics, up
+from loadgen.cli.compiled import refuse_stale
+from loadgen.cli.console import command
 
 app = typer.Typer(
     name="moedge",
@@ -15,6 +19,14 @@ app = typer.Typer(
     help="One Mixture-of-Experts model served from many small edge servers. "
     "Exit codes: 0 ok, 1 failed result, 2 bad input, 3 cannot reach the target, 130 Ctrl-C.",
 )
+
+
+@app.callback()
+@command
+def begin() -> None:
+    refuse_stale(Path(__file__).resolve().parents[2])
+
+
 app.command()(up.up)
 app.command()(infer.infer)
 app.command()(status.status)

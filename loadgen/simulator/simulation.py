@@ -84,6 +84,7 @@ class _Run:
         self._prompt_tokens, self._output_tokens = load.prompt_tokens.tolist(), load.output_tokens.tolist()
         self._prompt_bytes, self._types, self._regions = load.prompt_bytes.tolist(), load.task_type.tolist(), load.region.tolist()
         self._at_s, self._alpha, self._user = load.at_s.tolist(), load.alpha.tolist(), load.user.tolist()
+        self._user_ids = [f"user-{n}" for n in range(max(self._user, default=0) + 1)]
         self._half_call_s = (load.call_s / 2.0).tolist() if load.call_s is not None else [0.0] * len(load)
         known = {t: {t: 1.0} for t in load.task_types}
         unknown = dict.fromkeys(load.task_types, 1.0 / len(load.task_types))
@@ -151,7 +152,7 @@ class _Run:
         region = self._regions[n]
         task = Task(
             self._ids[n],
-            f"user-{self._user[n]}",
+            self._user_ids[self._user[n]],
             load.regions[region],
             None if self._scenario.hide_task_type else load.task_types[type_index],
             self._posteriors[type_index],

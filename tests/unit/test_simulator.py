@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from loadgen.bench.simpy_model import Decided
+from loadgen.bench.simulator import made as bench_scenario
 from loadgen.bench.simulator import measure
 from loadgen.cli.main import app
 from loadgen.simulator.comparison import arms, compare
@@ -240,9 +242,19 @@ def test_portfolio_beats_jtom_where_the_mix_changes():
     assert sum(told["portfolio"]) < sum(told["jtom"])
 
 
+def test_simpy_with_the_same_engine_serves_the_same_load_in_nearly_the_same_time():
+    scenario = bench_scenario(10, 3000)
+    load = draw_load(scenario, 0)
+    ours = simulate(scenario, load, "onto", "never", 0).completed_at_s - load.at_s
+    theirs = Decided(scenario, load).run() - load.at_s
+    assert not np.isnan(theirs).any()
+    assert float(theirs.mean()) == pytest.approx(float(ours.mean()), rel=0.1)  # there, tasks do not wait for the next step to begin
+
+
 def test_the_benchmark_measures_ours_and_simpy_in_one_run():
     told = measure(1, (10,), lambda _: None, num_tasks=1000)
     assert told.ratio_simpy == pytest.approx(told.tasks_per_s / told.simpy_tasks_per_s)
+    assert told.ratio_simpy_onto == pytest.approx(told.without_updates / told.simpy_onto_tasks_per_s)
     assert set(told.task_s_by_edges) == {10}
     assert min(told.tasks_per_s, told.without_updates, told.round_robin) > 0.0
     ran = CliRunner().invoke(app, ["bench", "--help"])

@@ -33,24 +33,18 @@ class WaitBoard:
         self._num_tasks = [0] * num_edges
         ledger.take_changed()
         for i in range(num_edges):
-            self._ledger.describe(table.ids[i], table.step_times[i], table.slots[i])
-            self._recompute(i, now_s)
             self.redescribe(i)
+            self._recompute(i, now_s)
 
     def redescribe(self, i: int) -> None:
-        """Take over the step times that the table holds, and tell the ledger."""
-        times = self._table.step_times[i]
-        self._ledger.describe(self._table.ids[i], times, self._table.slots[i])
-        self._prefill_base_s[i] = times.prefill_base_s
-        self._prefill_token_s[i] = times.prefill_token_s
-        self._restep(i)
+        """Tell the ledger the step times that the table holds. Call it where the edge's tasks change too: that is when they count."""
+        self._ledger.describe(self._table.ids[i], self._table.step_times[i], self._table.slots[i])
 
     def refresh(self, now_s: float) -> None:
         for edge_id in self._ledger.take_changed():
             i = self._table.index.get(edge_id)
             if i is not None:
                 self._recompute(i, now_s)
-                self._restep(i)
 
     def num_tasks(self, i: int) -> int:
         """Outstanding, own and others'."""
@@ -63,22 +57,20 @@ class WaitBoard:
 
     def _recompute(self, i: int, now_s: float) -> None:
         table = self._table
-        others = table.edges[i].others
+        slots, times, others = table.slots[i], table.step_times[i], table.edges[i].others
         num_tasks = self._num_tasks[i] = self._ledger.num_tasks(table.ids[i]) + others.num_tasks
-        if num_tasks < table.slots[i]:
-            self._free_at_s[i], self._least_wait_s[i] = -math.inf, 0.0
-        else:
+        free_at_s, least_wait_s, rows = -math.inf, 0.0, num_tasks + 1
+        if num_tasks >= slots:
             forecast = self._ledger.forecast(table.ids[i], others, now_s)
-            self._free_at_s[i], self._least_wait_s[i] = now_s + forecast.wait_s, max(forecast.wait_s - forecast.melts_s, 0.0)
+            free_at_s, least_wait_s, rows = now_s + forecast.wait_s, forecast.wait_s - forecast.melts_s, slots
+        self._free_at_s[i], self._least_wait_s[i] = free_at_s, least_wait_s if least_wait_s > 0.0 else 0.0
         self._outstanding[i] = num_tasks
+        self._step_s[i] = times.step_base_s + times.step_row_s * rows
+        self._prefill_base_s[i], self._prefill_token_s[i] = times.prefill_base_s, times.prefill_token_s
         if num_tasks < table.room[i]:
             self.full.discard(i)
         else:
             self.full.add(i)
-
-    def _restep(self, i: int) -> None:
-        times, rows, slots = self._table.step_times[i], self._num_tasks[i] + 1, self._table.slots[i]
-        self._step_s[i] = times.step_base_s + times.step_row_s * (rows if rows < slots else slots)
 
 
 def waits_s(rows: NDArray[np.float64], table: EdgeTable, now_s: float) -> Column:

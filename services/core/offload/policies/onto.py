@@ -24,10 +24,9 @@ class Onto:
     def choose(self, task: Task, candidates: CandidateTable, rng: np.random.Generator) -> Choice:
         cost = candidates.columns.cost
         row = int(cost.argmin())
-        close = cost <= cost.item(row) + TIE_S
-        if np.count_nonzero(close) == 1:
+        tied = (cost <= cost.item(row) + TIE_S).nonzero()[0]
+        if len(tied) == 1:
             return Choice((row,), "lowest predicted cost")
-        tied = np.flatnonzero(close)
         finish_s = candidates.columns.completion_time_s[tied]
         tied = tied[finish_s <= finish_s.min() + TIE_S]
         row = int(rng.choice(tied)) if self._random_ties and len(tied) > 1 else int(tied[0])
