@@ -4,6 +4,7 @@ import pytest
 
 from loadgen.simulator.comparison import OURS
 from services.controller.settings import ControllerSettings
+from services.core import defaults
 from services.core.merging.triggers.portfolio import Trigger
 from services.runtime.errors import SettingsError
 from services.stack import StackSettings
@@ -15,11 +16,14 @@ def test_options_that_the_trigger_has_reach_it_and_others_do_not():
     assert ControllerSettings.load(merger_address="m:1", trigger="never", threshold=0.3).merge_trigger().name == "never"
 
 
-def test_without_a_word_controllers_and_stacks_run_what_simulations_call_ours():
-    trigger = ControllerSettings.load(merger_address="m:1", quality_scale=2.0).merge_trigger()
+def test_portfolio_checks_at_an_interval_of_its_own_and_knows_what_quality_is_worth():
+    trigger = ControllerSettings.load(merger_address="m:1", trigger="portfolio", quality_scale=2.0).merge_trigger()
     assert isinstance(trigger, Trigger)
     assert (trigger.name, trigger.interval_s, trigger.quality_scale) == (OURS.trigger, 10.0, 2.0)
-    assert StackSettings(model="any").trigger == OURS.trigger
+
+
+def test_without_a_word_controllers_and_stacks_run_the_same_trigger():
+    assert ControllerSettings.load(merger_address="m:1").trigger == StackSettings(model="any").trigger == defaults.TRIGGER
 
 
 @pytest.mark.parametrize(
