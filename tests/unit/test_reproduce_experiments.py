@@ -14,7 +14,7 @@ from loadgen.experiments._paper import printed
 from loadgen.experiments._sweep_claims import claims
 from loadgen.experiments._sweeps import Point, Sweep
 from loadgen.experiments.bias import FEEDBACK, WRONG, Given, error_of
-from loadgen.experiments.diversity import spread_of
+from loadgen.experiments.diversity import always_served, spread_of
 from loadgen.reproduce.page import cell
 from loadgen.reproduce.runs import (
     JTOM,
@@ -96,6 +96,14 @@ def test_edges_that_all_hold_one_merge_have_no_spread_and_serve_less_well():
     assert max(static["spread"]) == 0.0
     assert min(own["spread"]) > 0.5
     assert max(static["served"]) < min(own["served"])
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict"), [(1.0, Verdict.REPRODUCED), (0.8, Verdict.NOT_REPRODUCED)], ids=["throughout", "one type lost at the end of one run"]
+)
+def test_always_means_every_type_at_every_instant_of_every_run(last, verdict):
+    runs = [{"at": [0.0, 1.0], "spread": [0.5, 0.5], "served": [1.0, end]} for end in (1.0, 1.0, last)]
+    assert always_served({("stationary", "JTOM"): runs}, "JTOM").verdict is verdict
 
 
 def test_jtom_runs_as_the_paper_has_it():
