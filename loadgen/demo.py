@@ -27,7 +27,6 @@ from loadgen.unmerged import UnmergedRequest, unmerged_arms
 from loadgen.updates import UpdateFeed
 from loadgen.view import QuietView, ReplayView
 from moedge.v1 import events_pb2, merger_pb2, merger_pb2_grpc
-from services.core import defaults
 from services.core.merging.values import Frequencies
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.codec import rows_to_frequencies
@@ -35,7 +34,7 @@ from services.runtime.net import channel
 from services.tasks.sources import open_tasks
 from services.tasks.values import TaskSet
 
-RUNS = ((defaults.TRIGGER, defaults.TRIGGER), ("portfolio", "portfolio"), (WITHOUT_UPDATES, "never"))  # name in the report, trigger
+RUNS = (("jtom", "jtom"), ("portfolio", "portfolio"), (WITHOUT_UPDATES, "never"))  # name in the report, trigger
 LIST_DEADLINE_S = 10.0
 # Checks every few seconds instead of every twenty: the load lasts little more than a minute.
 CONTROLLER: Mapping[str, Any] = {

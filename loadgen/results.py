@@ -62,6 +62,11 @@ class Finished:
         return self.end_at_s - self.intended_at_s
 
     @property
+    def beside_computing_s(self) -> float:
+        """What is neither wait nor inference: links and calls, both ways."""
+        return self.latency_s - self.queue_wait_s - self.inference_s
+
+    @property
     def latency_from_send_s(self) -> float:
         return self.end_at_s - self.sent_at_s
 

@@ -59,7 +59,7 @@ class StackSettings:
     model: str
     tasks: str = "toy"
     edges: int | Path | tuple[EdgeConfig, ...] = 3
-    policy: str = "onto"
+    policy: str = defaults.POLICY
     trigger: str = defaults.TRIGGER
     quality_scale: float = 1.0
     host: str = "127.0.0.1"

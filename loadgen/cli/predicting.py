@@ -25,14 +25,12 @@ def predict_replay(
     directory: Path, profile: str, triggers: Sequence[str], seeds: Sequence[int], tell: Callable[[str, int, int], None], *, json: bool
 ) -> None:
     from loadgen.recorded import read_run
-    from loadgen.simulator.measured import read_profile
     from loadgen.simulator.prediction import predict
-    from loadgen.simulator.scenario import PROFILES
+    from loadgen.simulator.scenario import profile as profile_of
 
     if len(triggers) != 1:
         raise CommandError("triggers: a replay ran with one; name that, or leave it out where the stack was started by the replay")
-    named = PROFILES / f"{profile}.json"
-    predicted = predict(read_run(directory), read_profile(named if named.is_file() else Path(profile)), triggers[0], seeds, tell)
+    predicted = predict(read_run(directory), profile_of(profile), triggers[0], seeds, tell)
     if json:
         print_json(predicted.as_json())
     else:

@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from loadgen.simulator.measured import unpacked
 from loadgen.simulator.scenario import PROFILES
 from services.core.merging.values import Frequencies, normalised
@@ -41,8 +39,3 @@ def profiles() -> tuple[Profile, ...]:
     paths = sorted(PROFILES.glob("*.json"), key=lambda path: (path.stem != FIRST, path.stem))
     documents = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     return tuple(Profile(name, tuple(sorted(told["task_types"])), told) for name, told in documents)
-
-
-def variation(one: Frequencies, other: Frequencies) -> float:
-    """Total variation, mean over layers, in [0, 1]."""
-    return float(0.5 * np.abs(one - other).sum(axis=1).mean())

@@ -42,8 +42,9 @@ def claims(swept: Sweep, name: str, source: str) -> list[Claim]:
 def _points(
     name: str, source: str, says: str, paper: str, found: list[str], wanted: tuple[str, ...], rule: Callable[[int, int], Judged]
 ) -> Claim:
-    judged = rule(sum(arm in wanted for arm in found), len(found))
-    hits, others = sum(arm in wanted for arm in found), [arm for arm in found if arm not in wanted]
+    others = [arm for arm in found if arm not in wanted]
+    hits = len(found) - len(others)
+    judged = rule(hits, len(found))
     usual = max(sorted(set(others)), key=others.count, default="")
     ours = f"{hits} of {len(found)}" + (f"; else mostly {usual}" if usual else "")
     return Claim(name, source, says, paper, ours, judged.verdict, judged.rule)

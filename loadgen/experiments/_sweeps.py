@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadgen.reproduce.context import Context
-from loadgen.reproduce.runs import JTOM, ONTO, OURS, PAPER_FORMS, STRONG_FORMS, Arm, Run, figures_of
+from loadgen.reproduce.runs import JTOM, ONTO, OURS, PAPER_FORMS, STRONG_FORMS, Arm, Run, figures_of, strongest
 from loadgen.reproduce.values import Cell, Line, Lines, Plot, Table
 from loadgen.simulator.figures import Interval, interval
 
@@ -117,10 +117,11 @@ def _line(swept: Sweep, arm: str, figure: str) -> Line:
 def spoken(swept: Sweep) -> list[str]:
     """What the sweep shows at its two ends, in words, of the arms in their strongest form."""
     told = []
+    named = ("ONTO", "JTOM", "ours", strongest("Qual-Greedy"))
     for x in (swept.xs[0], swept.xs[-1]):
         ranked = swept.ranked(x, "positive_cost", (*STRONGEST, "ONTO", "JTOM", "ours"))
         costs = ", ".join(f"{arm} {swept.at(arm, x, 'positive_cost').mean:.2f}" for arm in ranked[:4])
-        qualities = ", ".join(f"{arm} {swept.at(arm, x, 'total_quality').mean:.2f}" for arm in ("ONTO", "JTOM", "ours", STRONGEST[3]))
+        qualities = ", ".join(f"{arm} {swept.at(arm, x, 'total_quality').mean:.2f}" for arm in named)
         told.append(f"At {x:g} the least positive costs are {costs}; mean qualities are {qualities}.")
     return told
 

@@ -20,7 +20,7 @@ from loadgen.simulator.figures import Interval, interval
 
 LENGTHS_S = {"drift": 480.0, "rotation": 700.0, "regions": 480.0, "stationary": 480.0}
 PRODUCT_JTOM = Arm("JTOM", "onto", "jtom", trigger_options={"mode": "product"})
-CLASSICAL = STRONG_FORMS[:4]
+CLASSICAL = tuple(arm for arm in STRONG_FORMS if arm.holding == "merged")  # the others bring their own servers
 WITHOUT = tuple(
     replace(arm, name=f"{_short}, no updates", trigger="never", trigger_options={})
     for arm in CLASSICAL

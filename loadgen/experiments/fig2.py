@@ -7,11 +7,12 @@ from itertools import combinations
 import numpy as np
 
 from loadgen.experiments import Experiment
-from loadgen.experiments._profiles import Profile, profiles, variation
+from loadgen.experiments._profiles import Profile, profiles
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.rules import at_every_point, holds
 from loadgen.reproduce.values import Cell, Claim, Heat, Plot, Result, Table
 from services.core.baselines import PAPER_JTOM
+from services.core.merging.shift import variation
 
 THRESHOLD = float(str(PAPER_JTOM["threshold"]))  # g: what JTOM calls a shift
 DOMINANT = 0.25  # of a layer's experts
@@ -24,7 +25,7 @@ def run(context: Context) -> Result:
     for profile in profiles():
         plots.append(_heat_maps(profile))
         for one, other in combinations(profile.task_types, 2):
-            apart[profile.name, one, other] = variation(profile.frequencies(one), profile.frequencies(other))
+            apart[profile.name, one, other] = float(variation(profile.frequencies(one), profile.frequencies(other)).mean())
         dominance |= {(profile.name, t): _dominance(profile, t) for t in profile.task_types}
         tables.append(_distances(profile, apart))
     return Result(_findings(apart, dominance), tables, plots, _claims(apart, dominance))

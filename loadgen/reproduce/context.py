@@ -12,7 +12,8 @@ from signal import SIG_IGN, SIGINT, signal
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from loadgen.reproduce.store import Store, key_of, plain
+from loadgen.reproduce.store import Store, keys_of
+from services.runtime.plain import to_plain
 
 Given = TypeVar("Given")
 Key = TypeVar("Key")
@@ -47,11 +48,11 @@ class Context:
         `function` stands at the top of a module and depends on nothing but its input, which is plain JSON or a dataclass of such. Each
         result is on disk as soon as it is there, under a key of the input and the code: what is there already is not computed again.
         """
-        keys = [key_of(function, given) for given in inputs]
+        keys = keys_of(function, inputs)
         missing = {key: given for key, given in zip(keys, inputs, strict=True) if key not in self._store}
         total, began_s = len(missing), time.monotonic()
         for done, (key, result) in enumerate(self._results(function, missing), 1):
-            self._store.put(key, {"function": function.__qualname__, "input": plain(missing[key])}, result)
+            self._store.put(key, {"function": function.__qualname__, "input": to_plain(missing[key])}, result)
             self.computed += 1
             self._tell(done, total, (time.monotonic() - began_s) / done * (total - done))
         return [self._store[key] for key in keys]

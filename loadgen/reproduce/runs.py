@@ -12,17 +12,15 @@ import numpy as np
 from loadgen.simulator.comparison import OURS, QUANTISED, STATIC, Arm, published, with_options
 from loadgen.simulator.figures import figures
 from loadgen.simulator.load import draw_load
-from loadgen.simulator.measured import read_profile
 from loadgen.simulator.model import SimulatedModel
-from loadgen.simulator.scenario import PROFILES, EdgeGroup, Phase, Scenario, scenario
+from loadgen.simulator.scenario import EdgeGroup, Phase, Scenario, profile, scenario
 from loadgen.simulator.simulation import Outcome, simulate
-from loadgen.simulator.sites import at_speed
 from loadgen.simulator.stated import StatedModel, StatedOptions
 from services.core.baselines import PAPER_JTOM, PUBLISHED
 
 __all__ = [
     "JTOM", "ONTO", "OURS", "PAPER_FORMS", "PAPER_SERVERS", "QUANTISED", "STATIC", "STRONG_FORMS",
-    "Arm", "Run", "figures_of", "outcome_of", "scenario_of", "utilisation",
+    "Arm", "Run", "figures_of", "outcome_of", "scenario_of", "strongest", "utilisation",
 ]  # fmt: skip
 
 PAPER_RATE, PAPER_SERVERS, PAPER_UTILISATION = 19.0, 10, 0.8  # the highest rate loads so many servers so much
@@ -112,20 +110,25 @@ def utilisation(rate_per_s: float, num_edges: int) -> float:
 def usual_task_s(model: SimulatedModel) -> float:
     """Mean time that a task takes alone on an edge of speed 1."""
     rng = np.random.default_rng(0)
-    times = at_speed(model.step_times, 1.0)
+    times = model.step_times
     drawn = [model.lengths(t, 1000, rng) for t in model.task_types]
     prompt, output = (np.mean([getattr(lengths, name).mean() for lengths in drawn]) for name in ("prompt_tokens", "output_tokens"))
     reading_s = times.prefill_base_s + times.prefill_token_s * float(prompt)
     return reading_s + (times.step_base_s + times.step_row_s) * float(output)
 
 
+def strongest(printed: str) -> str:
+    """Name of a baseline's arm in its strongest form."""
+    return f"{printed}, strongest"
+
+
 @cache
 def _model(name: str) -> SimulatedModel:
-    return StatedModel(ROOMY) if name == "roomy" else read_profile(PROFILES / f"{name}.json")
+    return StatedModel(ROOMY) if name == "roomy" else profile(name)
 
 
 ONTO = Arm("ONTO", "onto", "never")
 JTOM = Arm("JTOM", "onto", "jtom", trigger_options=PAPER_JTOM)
 PRINTED = {baseline.paper.policy: baseline.name for baseline in PUBLISHED}  # by policy, as the paper prints it
 PAPER_FORMS = tuple(replace(arm, name=PRINTED[arm.policy]) for arm in published("paper"))
-STRONG_FORMS = tuple(replace(arm, name=f"{PRINTED[arm.policy]}, strongest") for arm in published("strong"))
+STRONG_FORMS = tuple(replace(arm, name=strongest(PRINTED[arm.policy])) for arm in published("strong"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from services.runtime.plain import to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
 # What any run may depend on besides the module of its function. Another byte in one of these, and everything is computed anew.
@@ -53,11 +54,16 @@ class Store:
 
 
 def key_of(function: Callable[..., Any], given: Any) -> str:
-    """Of the function, the source of its module and of the `_*.py` beside it that it imports, what every run shares, and its input."""
+    return keys_of(function, [given])[0]
+
+
+def keys_of(function: Callable[..., Any], inputs: Iterable[Any]) -> list[str]:
+    """Of the function, the source of its module and of the `_*.py` beside it that it imports, what every run shares, and each input."""
     module = Path(function.__code__.co_filename).resolve()
     code = sources(*SHARED, *sorted(str(path.relative_to(ROOT)) for path in _with_imported(module)))
-    text = f"{function.__module__}.{function.__qualname__}\0{code}\0{json.dumps(plain(given), sort_keys=True)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    about = f"{function.__module__}.{function.__qualname__}\0{code}\0"
+    texts = (about + json.dumps(to_plain(given), sort_keys=True) for given in inputs)
+    return [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
 
 
 @cache
@@ -67,15 +73,6 @@ def sources(*places: str) -> str:
     for path in sorted({file for place in places for file in _files(ROOT / place)}):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses as dicts, so that they are JSON."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def as_json(value: Mapping[str, Any] | Any) -> str:
-    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _with_imported(module: Path) -> set[Path]:

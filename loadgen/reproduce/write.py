@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen.reproduce.store import as_json, plain
 from loadgen.reproduce.values import Bars, Cell, Heat, Lines, Panel, Plot, Result
+from services.runtime.plain import to_plain
 
 SCHEMA_VERSION = 1
 
 
 def document(name: str, title: str, about: str, key: str, result: Result) -> dict[str, Any]:
     """The experiment as JSON-ready data."""
-    told: dict[str, Any] = json.loads(json.dumps(plain(result), allow_nan=False))
-    return {"schema_version": SCHEMA_VERSION, "name": name, "title": title, "about": about, "key": key, **told}
+    return {"schema_version": SCHEMA_VERSION, "name": name, "title": title, "about": about, "key": key, **to_plain(result)}
 
 
 def write_data(folder: Path, data: dict[str, Any], result: Result) -> None:
@@ -27,7 +26,7 @@ def write_data(folder: Path, data: dict[str, Any], result: Result) -> None:
         _write_csv(folder / f"{table.name}.csv", table.columns, table.rows)
     for plot in result.plots:
         _write_csv(folder / f"{plot.name}-plot.csv", ("panel", "series", "x", "y", "ci95"), _points(plot))
-    (folder / "result.json").write_text(as_json(data), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_plots(folder: Path, plots: Sequence[Plot]) -> None:

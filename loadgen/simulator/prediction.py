@@ -13,7 +13,7 @@ from loadgen.report.numbers import downtimes_s, finished_tasks
 from loadgen.results import ReplayResult
 from loadgen.simulator.figures import figures
 from loadgen.simulator.measured import MeasuredModel
-from loadgen.simulator.replayed import beside_computing_s, call_s, replayed_load, replayed_scenario
+from loadgen.simulator.replayed import call_s, replayed_load, replayed_scenario
 from loadgen.simulator.simulation import Outcome, simulate
 from services.core.workload.costs import process_time_s, total_quality
 
@@ -117,7 +117,7 @@ def _live(run: ReplayResult, edge_id: str) -> EdgeParts:
         return EdgeParts(0.0, 0.0, 0.0, 0.0, 0.0, updates)
     return EdgeParts(
         float(len(own)),
-        fmean(beside_computing_s(record) for record in own),
+        fmean(record.beside_computing_s for record in own),
         fmean(record.queue_wait_s for record in own),
         fmean(record.inference_s for record in own),
         fmean(record.score or 0.0 for record in own),

@@ -80,19 +80,15 @@ def replayed_load(run: ReplayResult, scenario: Scenario, seed: int) -> Load:
 def call_s(task: Finished, run: ReplayResult) -> float:
     """What a task took beside links, wait and computing: calls between processes, timers that ran over, pauses of a busy machine."""
     link = next(edge.links.get(task.region) for edge in run.edges if edge.edge_id == task.edge_id)
-    return max(beside_computing_s(task) - link_s(task, link), 0.0)
-
-
-def beside_computing_s(task: Finished) -> float:
-    return task.latency_s - task.queue_wait_s - task.inference_s
+    return max(task.beside_computing_s - link_s(task, link), 0.0)
 
 
 def link_s(task: Finished, link: Link | None) -> float:
     """Both ways, as the edges file has them."""
     if link is None:
         return 0.0
-    up_s = task.prompt_bytes / link.uplink_bytes_per_s if link.uplink_bytes_per_s > 0.0 else 0.0
-    down_s = task.output_tokens * OUTPUT_BYTES_PER_TOKEN / link.downlink_bytes_per_s if link.downlink_bytes_per_s > 0.0 else 0.0
+    up_s = task.prompt_bytes * link.uplink_s_per_byte
+    down_s = task.output_tokens * OUTPUT_BYTES_PER_TOKEN * link.downlink_s_per_byte
     return 2.0 * link.latency_s + up_s + down_s
 
 

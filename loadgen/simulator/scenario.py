@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.simulator.errors import ScenarioError
-from loadgen.simulator.measured import read_profile
+from loadgen.simulator.measured import MeasuredModel, read_profile
 from loadgen.simulator.model import SimulatedModel
 from loadgen.simulator.stated import StatedModel, StatedOptions
 from loadgen.simulator.strict import known_only, read_table
@@ -217,6 +217,12 @@ def scenario(name_or_file: str, **overrides: Any) -> Scenario:
     return _scenario({**document, **overrides}, path)
 
 
+def profile(name_or_file: str, folder: Path = Path()) -> MeasuredModel:
+    """A measured profile by its name, or from a file; a relative one lies in `folder`."""
+    named = PROFILES / f"{name_or_file}.json"
+    return read_profile(named if named.is_file() else folder / name_or_file)
+
+
 _TABLES = ("model", "edges", "load", "area", "updates", "runtimes", "policies", "triggers")
 _PLAIN = ("about", "duration_s", "quality_scale", "max_tokens", "first_models", "draw_scores", "hide_task_type")
 
@@ -248,9 +254,7 @@ def _model(table: dict[str, Any], folder: Path) -> SimulatedModel:
         raise ScenarioError("model: give profile or stated, not both")
     if "stated" in table:
         return StatedModel(read_table(table["stated"], StatedOptions, "model.stated"))
-    name = str(table.get("profile", "demo"))
-    named = PROFILES / f"{name}.json"
-    return read_profile(named if named.is_file() else folder / name)
+    return profile(str(table.get("profile", "demo")), folder)
 
 
 def _at_least(least: float, **values: float) -> None:

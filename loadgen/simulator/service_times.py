@@ -42,7 +42,7 @@ def step_times(edge: EdgeDescription, samples: Sequence[EdgeSample], completed: 
 
 def _served(task: Finished) -> _Served:
     """Half of what is neither wait nor computing was the way back."""
-    until_s = task.end_at_s - (task.latency_s - task.queue_wait_s - task.inference_s) / 2.0
+    until_s = task.end_at_s - task.beside_computing_s / 2.0
     return _Served(task, until_s - task.inference_s, until_s)
 
 

@@ -263,12 +263,8 @@ class _Run:
 
 
 def _way(edge: Edge, region: str) -> tuple[float, float, float]:
-    """Latency, and seconds a byte up and down. A rate of zero was not set: as fast as can be."""
+    """Latency, and seconds a byte up and down."""
     link = edge.site.links.get(region)
     if link is None:
         return 0.0, 0.0, 0.0
-    return link.latency_s, _per_byte(link.uplink_bytes_per_s), _per_byte(link.downlink_bytes_per_s)
-
-
-def _per_byte(bytes_per_s: float) -> float:
-    return 1.0 / bytes_per_s if bytes_per_s > 0.0 else 0.0
+    return link.latency_s, link.uplink_s_per_byte, link.downlink_s_per_byte

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.core import defaults
 from services.core.offload import policies
 from services.runtime.settings import ServiceSettings
 from services.runtime.store import WORK_MAX_AGE_S
@@ -24,7 +25,7 @@ class BrokerSettings(ServiceSettings):
 
     tokens_file: Path | None = Field(None, description="hashes of the tokens that users may show (TOML); required with TLS")
 
-    policy: str = Field("onto", description=f"offload policy: {', '.join(policies.names())}")
+    policy: str = Field(defaults.POLICY, description=f"offload policy: {', '.join(policies.names())}")
     ties: str = Field("random", pattern="^(random|lowest-id)$", description="how ONTO breaks exact ties; lowest-id is the paper's reading")
     seed: int | None = Field(None, ge=0, description="of random choices; unset: drawn at the start, so that brokers differ")
     quality_scale: float = Field(1.0, ge=0.0, description="seconds that a quality of 1 is worth to a user with alpha 1")

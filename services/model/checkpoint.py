@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from services.model.device import pick_device
 from services.model.errors import CheckpointError
 from services.model.families import family_of
 from services.model.families.base import MoeModel
+from services.model.families.tensors import read_json
 from services.model.memory import dtype_of, unique_bytes
 from services.model.tensor_files import file_header_problem, non_finite
 from services.model.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def read_base(source: str | Path, dtype: str = "float32", device: str = "cpu", m
     """Read a checkpoint directory or hub id, every weight cast to `dtype`."""
     torch_dtype, torch_device = dtype_of(dtype), pick_device(device)
     directory = _directory_of(source)
-    family = family_of(_config(directory))
+    family = family_of(read_json(directory / "config.json"))
     tokenizer = Tokenizer(directory, max_prompt_tokens)
     weight_files = _weight_files(directory)
     model = family.read(directory, torch_dtype, torch_device)
@@ -62,19 +62,6 @@ def _directory_of(source: str | Path) -> Path:
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{source}: no such directory; give a checkpoint directory or a hub id such as google/switch-base-32")
     return _from_hub(source)
-
-
-def _config(directory: Path) -> dict[str, object]:
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{directory}: config.json is missing; give a directory written by save_pretrained") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds {type(config).__name__}, not an object; copy it again")
-    return config
 
 
 def _from_hub(hub_id: str) -> Path:

@@ -15,6 +15,7 @@ from services.model.checkpoint import BaseModel
 from services.model.compressions import compared_bits, compression, compressions, is_unmerged
 from services.model.evidence import gather
 from services.model.families.base import MoeModel
+from services.model.memory import non_expert_bytes
 from services.model.quantise import zeroed
 from services.model.recovery import Example, examples
 from services.model.splicing import spliced
@@ -113,7 +114,7 @@ class _Run:
         extra = _extra(base, real)
         self.num_spliced = len(extra)
         self._evidence = gather(base, real, extra)
-        self._rest_bytes = base.full_bytes - sum(stack.num_bytes() for stack in base.model.experts)
+        self._rest_bytes = non_expert_bytes(base.model)
         self._weights = sum(layer.num_experts * layer.expert_params for layer in base.model.shape.layers)
 
     def score(self, model: MoeModel) -> float:

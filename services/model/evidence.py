@@ -6,7 +6,7 @@ those of the base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,13 +54,13 @@ class LayerEvidence:
     def num_experts(self) -> int:
         return int(self.logits.shape[1])
 
-    def tokens(self) -> list[ExpertTokens]:
-        """By expert."""
+    def tokens(self, experts: Iterable[int] | None = None) -> list[ExpertTokens]:
+        """Of each of `experts`; of all, by expert, where none are named."""
         background = self.inputs[:: max(1, -(-len(self.inputs) // BACKGROUND_TOKENS))]
         weight = BACKGROUND_WEIGHT * float(self.gates.square().mean()) / len(background)
         light = torch.full((len(background),), weight)
         found = []
-        for expert in range(self.num_experts):
+        for expert in range(self.num_experts) if experts is None else experts:
             rows, places = (self.chosen == expert).nonzero(as_tuple=True)
             inputs, weights = self.inputs[rows], self.gates[rows, places].square()
             found.append(ExpertTokens(torch.cat([inputs, background]), torch.cat([weights, light]), len(rows)))

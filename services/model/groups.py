@@ -96,8 +96,7 @@ def _held_in(evidence: Evidence, number: int, stack: ExpertStack, groups: Sequen
     """Packed on the tokens of each group, and unpacked into the model's dtype."""
     dtype = next(iter(evidence.layers[number].stack.weights.values())).dtype
     if bits < 16:
-        tokens = evidence.layers[number].tokens()
-        shown = [_joined([tokens[member] for member in group.members]) for group in groups]
+        shown = [_joined(evidence.layers[number].tokens(group.members)) for group in groups]
         fitter = LayerFitter(evidence.rule, stack, shown, torch.float16)
         fitted = [one.weights() for one in fitter.fitted(range(len(groups)), full_form(stack, bits))]
         stack = ExpertStack({name: torch.stack([one[name] for one in fitted]) for name in stack.weights}, stack.index_map)
@@ -128,8 +127,7 @@ def solved_for_members(evidence: Evidence) -> Solve:
 def member_targets(evidence: Evidence, number: int, members: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, wanted outputs and squared gates of all tokens that the router sends to `members`."""
     layer = evidence.layers[number]
-    tokens = layer.tokens()
-    own = [tokens[member].own for member in members]
+    own = [shown.own for shown in layer.tokens(members)]
     targets = [outputs(evidence.rule, original(layer.stack, member), shown.inputs)[0] for member, shown in zip(members, own, strict=True)]
     return torch.cat([shown.inputs for shown in own]), torch.cat(targets), torch.cat([shown.weights for shown in own])
 

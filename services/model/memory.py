@@ -36,7 +36,10 @@ def expert_bytes(stack: ExpertStack) -> int:
     return stack.num_bytes() // stack.num_kept
 
 
+def non_expert_bytes(model: MoeModel) -> int:
+    return unique_bytes(model) - sum(stack.num_bytes() for stack in model.experts)
+
+
 def budget_for(full: MoeModel, budget_bytes: int, reserve_bytes: int = 0) -> Budget:
     """The terms of a memory budget, from the unmerged model in the dtype it will be served in."""
-    non_expert_bytes = unique_bytes(full) - sum(stack.num_bytes() for stack in full.experts)
-    return Budget(budget_bytes, non_expert_bytes, tuple(expert_bytes(stack) for stack in full.experts), reserve_bytes)
+    return Budget(budget_bytes, non_expert_bytes(full), tuple(expert_bytes(stack) for stack in full.experts), reserve_bytes)

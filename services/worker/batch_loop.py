@@ -268,12 +268,13 @@ class BatchLoop:
 
     async def _emulate(self, turn: _Turn) -> None:
         """A device of speed 0.5 takes twice as long: wait for the other half. What a wait overshoots is taken off the next."""
+        furthest_s = max(5 * LEAST_WAIT_S, self._device.most_behind_s)
         self._owed_s += self._device.owed_s(turn.timing, self._clock.now_s() - turn.step_at_s)
-        self._owed_s = max(self._owed_s, -max(5 * LEAST_WAIT_S, self._device.most_behind_s))
+        self._owed_s = max(self._owed_s, -furthest_s)
         if self._owed_s >= LEAST_WAIT_S:
             began_at_s = self._clock.now_s()
             await self._clock.sleep(self._owed_s)
-            self._owed_s = max(-max(5 * LEAST_WAIT_S, self._device.most_behind_s), self._owed_s - (self._clock.now_s() - began_at_s))
+            self._owed_s = max(-furthest_s, self._owed_s - (self._clock.now_s() - began_at_s))
 
     def _learn(self, turn: _Turn, ended_at_s: float) -> None:
         timing = turn.timing

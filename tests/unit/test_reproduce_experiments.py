@@ -98,9 +98,7 @@ def test_edges_that_all_hold_one_merge_have_no_spread_and_serve_less_well():
     assert max(static["served"]) < min(own["served"])
 
 
-@pytest.mark.parametrize(
-    ("last", "verdict"), [(1.0, Verdict.REPRODUCED), (0.8, Verdict.NOT_REPRODUCED)], ids=["throughout", "one type lost at the end of one run"]
-)
+@pytest.mark.parametrize(("last", "verdict"), [(1.0, Verdict.REPRODUCED), (0.8, Verdict.NOT_REPRODUCED)])
 def test_always_means_every_type_at_every_instant_of_every_run(last, verdict):
     runs = [{"at": [0.0, 1.0], "spread": [0.5, 0.5], "served": [1.0, end]} for end in (1.0, 1.0, last)]
     assert always_served({("stationary", "JTOM"): runs}, "JTOM").verdict is verdict

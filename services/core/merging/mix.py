@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls  # type: ignore[attr-defined,unused-ignore]  # re-exported without saying so
 
 from services.core.merging.errors import CountsError, MixError
+from services.core.merging.shift import variation
 from services.core.merging.snapping import largest_remainder
 from services.core.merging.values import Counts, Mix, normalised
 
@@ -77,7 +78,7 @@ def _residual(counts: Counts, profiles: Mapping[str, NDArray[np.float64]], share
     if not seen.any():
         return 0.0
     explained = normalised(expected(profiles, shares))
-    return float((0.5 * np.abs(normalised(counts) - explained).sum(axis=1))[seen].mean())
+    return float(variation(normalised(counts), explained)[seen].mean())
 
 
 def _is_frequencies(profile: NDArray[np.float64]) -> bool:

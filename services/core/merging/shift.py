@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.core.merging.values import Counts, Frequencies, normalised
 
@@ -28,6 +29,12 @@ class Shift:
         return self.layers_counted > 0 and 2 * self.layers_counted >= self.num_layers
 
 
+def variation(one: Frequencies, other: Frequencies) -> NDArray[np.float64]:
+    """Total variation by layer, ½ Σ_e |f_e - f'_e|, (num_layers,) in [0, 1]."""
+    apart: NDArray[np.float64] = 0.5 * np.abs(one - other).sum(axis=1)
+    return apart
+
+
 def activation_shift(frequencies: Frequencies, reference: Frequencies, counts: Counts, min_tokens: int) -> Shift:
     """Mean over the layers that count of ½ Σ_e |f_e - f'_e|.
 
@@ -37,7 +44,7 @@ def activation_shift(frequencies: Frequencies, reference: Frequencies, counts: C
     layers = (tokens >= max(min_tokens, 1)) & (reference.sum(axis=1) > 0)
     if not layers.any():
         return Shift(0.0, 0, len(tokens))
-    distance = 0.5 * np.abs(frequencies - reference).sum(axis=1)
+    distance = variation(frequencies, reference)
     return Shift(float(distance[layers].mean()), int(layers.sum()), len(tokens))
 
 
@@ -60,5 +67,5 @@ def excess_between(first: Counts, second: Counts, min_tokens: int) -> float:
     pooled = normalised(one + two)
     rates = 1 / one.sum(axis=1) + 1 / two.sum(axis=1)
     noise = 0.5 * np.sqrt(2 / math.pi * pooled * (1 - pooled) * rates[:, None]).sum(axis=1)
-    distance = 0.5 * np.abs(normalised(one) - normalised(two)).sum(axis=1)
+    distance = variation(normalised(one), normalised(two))
     return float((distance - noise).mean())

@@ -59,8 +59,8 @@ class EdgeTable:
         if columns is None:
             found = [self._link(edge, region) for edge in self.edges]
             latency_s = np.array([link.latency_s if link else 0.0 for link in found])
-            uplink = np.array([_per_byte(link.uplink_bytes_per_s) if link else 0.0 for link in found])
-            downlink = np.array([_per_byte(link.downlink_bytes_per_s) if link else 0.0 for link in found])
+            uplink = np.array([link.uplink_s_per_byte if link else 0.0 for link in found])
+            downlink = np.array([link.downlink_s_per_byte if link else 0.0 for link in found])
             columns = self._links[region] = LinkColumns(
                 present=np.array([link is not None for link in found], dtype=np.bool_),
                 serve=bool(self.serves.all()) and None not in found,
@@ -96,8 +96,3 @@ class EdgeTable:
             predict = self._predictors.quality.quality
             column = self._quality[task_type] = np.array([predict(edge.version, task_type, edge.quality) for edge in self.edges])
         return column
-
-
-def _per_byte(bytes_per_s: float) -> float:
-    """A rate of zero means that it was not set: as fast as can be."""
-    return 1.0 / bytes_per_s if bytes_per_s > 0.0 else 0.0

@@ -43,11 +43,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way from one user region to one edge server."""
+    """The way from one user region to one edge server. A rate of zero means that it was not set: as fast as can be."""
 
     latency_s: float
     uplink_bytes_per_s: float
     downlink_bytes_per_s: float
+
+    @property
+    def uplink_s_per_byte(self) -> float:
+        return 1.0 / self.uplink_bytes_per_s if self.uplink_bytes_per_s > 0.0 else 0.0
+
+    @property
+    def downlink_s_per_byte(self) -> float:
+        return 1.0 / self.downlink_bytes_per_s if self.downlink_bytes_per_s > 0.0 else 0.0
 
 
 @value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.core.merging.errors import BudgetError
 from services.model.compressions import Compressed
 from services.model.evidence import Evidence
-from services.model.memory import unique_bytes
+from services.model.memory import non_expert_bytes
 from services.model.quantise import quantised, quantised_bytes
 
 UNMERGED = True
@@ -14,8 +14,7 @@ BITS = (8, 4, 3, 2, 1)
 
 def compress(evidence: Evidence, room_bytes: int, bits: int) -> Compressed:
     model = evidence.base.model
-    rest = unique_bytes(model) - sum(stack.num_bytes() for stack in model.experts)
-    num_bytes = quantised_bytes(model, bits) - rest
+    num_bytes = quantised_bytes(model, bits) - non_expert_bytes(model)
     if num_bytes > room_bytes:
         raise BudgetError(num_bytes, room_bytes)
     return Compressed(tuple(quantised(model, bits).experts), num_bytes, f"all experts, {bits} bits")

@@ -70,9 +70,9 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent}: {path.name} is missing; a checkpoint directory needs it") from error
+        raise CheckpointError(f"{path.parent}: {path.name} is missing; give a directory written by save_pretrained") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds {type(value).__name__}, not an object")
+        raise CheckpointError(f"{path}: holds {type(value).__name__}, not an object; copy it again")
     return value
