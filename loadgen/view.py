@@ -61,7 +61,7 @@ class PlainView(QuietView):
     def show(self, progress: Progress) -> None:
         versions = " ".join(f"{row.sample.edge_id}={row.sample.version[:8]}({row.sample.outstanding_tasks})" for row in progress.edges)
         self._console.print(
-            f"{progress.name} {progress.elapsed_s:5.0f}s sent {progress.sent}/{progress.planned} completed {progress.completed} "
+            f"{progress.name} {max(progress.elapsed_s, 0.0):5.0f}s sent {progress.sent}/{progress.planned} completed {progress.completed} "
             f"failed {progress.failed} rejected {progress.rejected} quality {_number(progress.quality)} "
             f"cost {_number(progress.positive_cost)} {versions}",
             highlight=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ INK, FAINT, GRID = "#1f2a37", "#6b7684", "#dfe4ea"  # each is one CSS variable i
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)"}
 RUN_COLOURS = {"portfolio": "#2a9d6f", "jtom": "#2f6fde", "static": "#e0812b"}
 SPARE_COLOURS = ("#2f6fde", "#e0812b", "#2a9d6f", "#a24bb8", "#c9423f")
-EDGE_COLOURS = ("#2a9d6f", "#a24bb8", "#c9423f", "#b58a00", "#0f8fa8", "#7a5c3a")
+EDGE_MARKERS = ("^", "s", "o", "D", "v", "P")
 _LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moedge",
@@ -109,20 +109,13 @@ def mark_drifts(axes: Axes, drifts_at_s: tuple[float, ...]) -> None:
         axes.axvline(at_s, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.1, label="mix changes" if n == 0 else None, zorder=1)
 
 
-def mark_updates(axes: Axes, updates: Mapping[str, list[float]]) -> None:
-    """Triangles on the time axis, one colour an edge, where an edge took a new version."""
-    for n, (edge_id, at_s) in enumerate(sorted(updates.items())):
-        axes.plot(
-            at_s,
-            [0.035] * len(at_s),
-            marker="^",
-            markersize=8,
-            linestyle="none",
-            color=EDGE_COLOURS[n % len(EDGE_COLOURS)],
-            markeredgecolor="white",
-            markeredgewidth=0.7,
-            transform=axes.get_xaxis_transform(),
-            label=f"update of {edge_id}",
-            clip_on=False,
-            zorder=5,
-        )
+def mark_updates(axes: Axes, runs: Sequence[tuple[str, Mapping[str, list[float]]]]) -> None:
+    """Marks on the time axis where an edge took a new version, one shape an edge. `runs`: a colour and instants by edge for each."""
+    style: dict[str, Any] = {"markersize": 7, "linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.7}
+    for n, edge_id in enumerate(sorted({edge_id for _, updates in runs for edge_id in updates})):
+        marker = EDGE_MARKERS[n % len(EDGE_MARKERS)]
+        axes.plot([], [], marker=marker, color=FAINT, label=f"update of {edge_id}", **style)
+        for colour, updates in runs:
+            at_s = updates.get(edge_id, [])
+            places = [0.035] * len(at_s)
+            axes.plot(at_s, places, marker=marker, color=colour, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5, **style)

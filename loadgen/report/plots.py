@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, ScalarFormatter
 
+from loadgen.report import words
 from loadgen.report.canvas import FAINT, INK, Plot, colour_of, figure, finish, look, mark_drifts, mark_updates
 from loadgen.report.heat import heat_map_plot
 from loadgen.report.series import positive_cost_of, running_mean, updates_by_edge
@@ -67,8 +68,7 @@ def quality_over_time(runs: Runs) -> Plot:
 def _time_axis(axes: Axes, runs: Runs) -> None:
     first = next(iter(runs.values()))
     mark_drifts(axes, first.drifts_at_s)
-    for run in runs.values():
-        mark_updates(axes, updates_by_edge(run))
+    mark_updates(axes, [(colour_of(name, n), updates_by_edge(run)) for n, (name, run) in enumerate(runs.items())])
     axes.set_xlim(0, first.planned_s)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time since the start of the plan (s)")
@@ -118,12 +118,12 @@ def quality_table(runs: Mapping[str, Mapping[str, Any]]) -> Plot:
     for axes, (name, run) in zip(panels, runs.items(), strict=True):
         cells = [[run["quality_by_edge_and_task"].get(edge, {}).get(t) for t in types] for edge in edges]
         cells.append([run["quality_by_task"].get(t) for t in types])
-        _cells(axes, cells, [*edges, "all edges"], types)
+        _cells(axes, cells, [*edges, "all edges"], types, 8.5 if len(runs) < 3 else 7.0)
         axes.set_title(LABELS.get(name, name), pad=8)
     return finish("quality_per_task_and_edge", drawn)
 
 
-def _cells(axes: Axes, cells: list[list[Mapping[str, Any] | None]], rows: list[str], columns: list[str]) -> None:
+def _cells(axes: Axes, cells: list[list[Mapping[str, Any] | None]], rows: list[str], columns: list[str], size: float) -> None:
     values = np.array([[np.nan if cell is None else cell["realised"] for cell in row] for row in cells])
     axes.imshow(values, cmap=_QUALITY_COLOURS, vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(cells):
@@ -136,7 +136,7 @@ def _cells(axes: Axes, cells: list[list[Mapping[str, Any] | None]], rows: list[s
                 )
                 axes.text(x, y + 0.26, f"{cell['tasks']} tasks", ha="center", va="center", fontsize=6.8, color="#2c3947")
     axes.axhline(len(rows) - 1.5, color=INK, linewidth=1.2)
-    axes.set_xticks(range(len(columns)), columns, fontsize=8.5)
+    axes.set_xticks(range(len(columns)), columns, fontsize=size)
     axes.set_yticks(range(len(rows)), rows, fontsize=8.5)
     axes.grid(False)
     axes.tick_params(length=0)
@@ -165,7 +165,12 @@ def wait_prediction(runs: Runs) -> Plot:
             at_s = float(np.quantile(absolute, q))
             errors.plot([at_s], [q], marker="o", markersize=5, color=colour)
             errors.annotate(
-                f"p{100 * q:.0f} {_short(at_s)}", (at_s, q), xytext=(7, -11 - 11 * n), textcoords="offset points", fontsize=8, color=colour
+                f"p{100 * q:.0f} {words.seconds(at_s)}",
+                (at_s, q),
+                xytext=(7, -11 - 11 * n),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
             )
     scatter.plot([0, longest_s * 1.04], [0, longest_s * 1.04], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     _waits_scale(scatter, longest_s)
@@ -221,7 +226,3 @@ def sweep(rows: list[Mapping[str, Any]]) -> Plot:
     axes.set(xlabel="quality_scale (seconds that one unit of quality is worth)", ylabel="positive cost (s)")
     axes.legend(loc="upper left", fontsize=8.5)
     return finish("quality_scale_sweep", drawn)
-
-
-def _short(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"

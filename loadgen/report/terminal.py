@@ -63,8 +63,8 @@ def _figures(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _quality(data: Mapping[str, Any]) -> Table:
     runs, unmerged = data["runs"], data["unmerged_quantised"]
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column("quality by task type")
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("quality by task type (tasks)")
     for name in runs:
         table.add_column(name, justify="right")
     edges = unmerged["edges"] if unmerged else {}
@@ -73,8 +73,14 @@ def _quality(data: Mapping[str, Any]) -> Table:
     types = sorted({task_type for run in runs.values() for task_type in run["quality_by_task"]})
     for task_type in types:
         cells = [run["quality_by_task"].get(task_type) for run in runs.values()]
-        realised = [words.number(cell["realised"]) + f" ({cell['tasks']})" if cell else "-" for cell in cells]
-        table.add_row(task_type, *realised, *(words.number(arm["quality"].get(task_type)) for arm in edges.values()))
+        counts = {cell["tasks"] if cell else 0 for cell in cells}
+        own = len(counts) > 1  # runs that completed unlike numbers of these tasks each tell theirs
+        realised = [words.number(cell["realised"]) + f" ({cell['tasks']})" * own if cell else "-" for cell in cells]
+        table.add_row(
+            task_type if own else f"{task_type} ({counts.pop()})",
+            *realised,
+            *(words.number(arm["quality"].get(task_type)) for arm in edges.values()),
+        )
     return table
 
 
