@@ -115,7 +115,6 @@ def mark_updates(axes: Axes, runs: Sequence[tuple[str, Mapping[str, list[float]]
     for n, edge_id in enumerate(sorted({edge_id for _, updates in runs for edge_id in updates})):
         marker = EDGE_MARKERS[n % len(EDGE_MARKERS)]
         axes.plot([], [], marker=marker, color=FAINT, label=f"update of {edge_id}", **style)
-        for colour, updates in runs:
-            at_s = updates.get(edge_id, [])
+        for colour, at_s in ((colour, updates[edge_id]) for colour, updates in runs if edge_id in updates):
             places = [0.035] * len(at_s)
             axes.plot(at_s, places, marker=marker, color=colour, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5, **style)

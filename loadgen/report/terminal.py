@@ -64,7 +64,7 @@ def _figures(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 def _quality(data: Mapping[str, Any]) -> Table:
     runs, unmerged = data["runs"], data["unmerged_quantised"]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("quality by task type (tasks)")
+    table.add_column("quality (tasks)", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
     edges = unmerged["edges"] if unmerged else {}
