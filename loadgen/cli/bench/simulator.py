@@ -1,4 +1,4 @@
-"""`moedge bench`: ours beside the alternative in one run. Prints figures and ratios; asserts nothing."""
+"""`moedge bench simulator`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ from loadgen.cli.console import CommandError, command, print_json, stderr, stdou
 if TYPE_CHECKING:
     from loadgen.bench.simulator import SimulatorFigures
 
-app = typer.Typer(no_args_is_help=True, help="Measure ours beside the alternative, in one run.")
 
-
-@app.callback()
-def bench() -> None:
-    """A group, so that the benchmark is always named."""
-
-
-@app.command()
 @command
 def simulator(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
