@@ -44,10 +44,8 @@ CONTROLLER: Mapping[str, Any] = {
     "confirm_s": 2.5,
     "recent_tasks": 40,
     "min_tokens": 250,
-    "recent_s": 12.0,
     "memory_s": 40.0,
     "horizon_s": 60.0,
-    "min_saving": 0.03,
 }
 WORKER: Mapping[str, Any] = {"report_interval_s": 1.0}
 

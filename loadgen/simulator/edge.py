@@ -48,6 +48,7 @@ class Edge:
         "admitting",
         "available_at_s",
         "counted",
+        "counted_since_s",
         "effects",
         "num_counted",
         "queue",
@@ -75,6 +76,7 @@ class Edge:
         self.turn_at_s = math.inf  # the next boundary to look at
         self.counted: dict[int, int] = {}  # tasks that ended since the last activation report, by task type
         self.num_counted = 0
+        self.counted_since_s = 0.0
         self._prompt_tokens, self._output_tokens = prompt_tokens, output_tokens
         self._running: list[tuple[int, int]] = []  # heap of (step at which it ends, task)
         self._anchor_s = 0.0  # when `_anchor_step` steps were done and the next began

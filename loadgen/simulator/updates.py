@@ -100,10 +100,8 @@ class Updates:
             expected += num_tasks * profiles[types[task_type]]
         num_tokens = np.rint(expected.sum(axis=1)).astype(np.int64)
         counts = self._rng.multinomial(num_tokens, normalised(expected)).astype(np.int64)
-        window = ActivationWindow(
-            edge.site.edge_id, edge.version.version, counts, edge.num_counted, now_s - options.report_interval_s, now_s
-        )
-        edge.counted, edge.num_counted = {}, 0
+        window = ActivationWindow(edge.site.edge_id, edge.version.version, counts, edge.num_counted, edge.counted_since_s, now_s)
+        edge.counted, edge.num_counted, edge.counted_since_s = {}, 0, now_s
         self.num_reports += 1
         self.engine.observe(window, now_s)
 
@@ -156,7 +154,7 @@ class Updates:
     def _serve(self, rollout: _Rollout, now_s: float, downtime_s: float) -> None:
         edge, request = rollout.edge, rollout.request
         edge.version = rollout.version
-        edge.counted, edge.num_counted = {}, 0
+        edge.counted, edge.num_counted, edge.counted_since_s = {}, 0, now_s
         version = edge.version
         self.log.append(Update(now_s, edge.site.edge_id, version.version, request.shift, downtime_s, rollout.requested_at_s, version.mix))
         self._deployed(edge, request, now_s)

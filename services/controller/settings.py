@@ -42,11 +42,14 @@ class ControllerSettings(ServiceSettings):
 
     quality_scale: float = Field(1.0, ge=0, description="portfolio: what a full point of quality is worth, in seconds, as at the broker")
     memory_s: float | None = Field(None, gt=0, description="portfolio: demand is averaged over so long; unset: 160")
-    recent_s: float | None = Field(None, gt=0, description="portfolio: a change of traffic is seen over so long; unset: 25")
+    surprise: float | None = Field(
+        None, ge=0, description="portfolio: standard deviations by which demand has to differ to have changed; unset: 4.5"
+    )
     horizon_s: float | None = Field(None, gt=0, description="portfolio: within which an update has to pay for itself; unset: 240")
     min_saving: float | None = Field(
-        None, ge=0, description="portfolio: least share of the fleet's predicted cost that an update is made for; unset: 0.01"
+        None, ge=0, description="portfolio: least share of the fleet's predicted cost that an update is made for; unset: 0.005"
     )
+    doubt: float | None = Field(None, ge=0, description="portfolio: standard deviations of demand that a saving has to survive; unset: 0.7")
 
     method: str = Field("", description="merge method; unset: best, in paper mode m-smoe")
     allocation: str = Field("", description="how experts are shared out; unset: whole-tasks, in paper mode mc-smoe")

@@ -78,6 +78,7 @@ class Fleet:
         self.models = {}
         self.deploys = True
         self.pinned: set[str] = set()
+        self.every_s = 10.0  # reports come so often; checks every ten seconds
         for edge_id, task_type in first.items():
             self.deploy(edge_id, pure(task_type), 0.0)
             self.engine.describe(edge_id, make_service())
@@ -91,12 +92,13 @@ class Fleet:
         """Ten seconds at a time: tasks, reports, checks, updates at once. What was asked for, in order."""
         asked = []
         for now_s in np.arange(start_s + 10.0, end_s + 1.0, 10.0):
-            for edge_id, tasks in self._routed(mix, rate_per_s * 10.0).items():
+            routed = self._routed(mix, rate_per_s * self.every_s) if now_s % self.every_s == 0.0 else {}
+            for edge_id, tasks in routed.items():
                 num_tasks = int(sum(tasks.values()))
                 if num_tasks:
                     counts = draw_counts(self.rng, PROFILES, {t: n / num_tasks for t, n in tasks.items()}, num_tasks)
                     version = self.engine.deployed_version(edge_id) or ""
-                    self.engine.observe(ActivationWindow(edge_id, version, counts, num_tasks, now_s - 10.0, now_s), now_s)
+                    self.engine.observe(ActivationWindow(edge_id, version, counts, num_tasks, now_s - self.every_s, now_s), now_s)
             for edge_id in sorted(self.models.keys() - self.pinned):
                 request = self.engine.check(edge_id, now_s)
                 if request is not None:
@@ -149,6 +151,32 @@ def test_an_update_has_to_pay_for_the_time_in_which_the_edge_is_away():
     assert cheap.serve(mix, 6.0, 0.0, 100.0) != []
     assert dear.serve(mix, 6.0, 0.0, 100.0) == []
     assert "than the update costs" in dear.told("a")[1]
+
+
+def test_an_edge_whose_report_is_still_to_come_is_not_taken_to_be_idle():
+    often, seldom = (Fleet({"a": "facts", "b": "facts"}) for _ in range(2))
+    seldom.every_s = 30.0
+    for fleet in (often, seldom):
+        fleet.serve({"facts": 1.0}, 6.0, 0.0, 130.0)  # 10 s after the last report of `seldom`
+    costs_s = [int(fleet.told("a")[1].split(" ms of ")[1].split()[0]) for fleet in (often, seldom)]
+    assert costs_s[1] == pytest.approx(costs_s[0], rel=0.03)
+
+
+def test_the_fewer_tasks_were_counted_the_more_an_update_has_to_save():
+    """One task in six is of a type that nobody knows: after a few tasks that may be chance, after many it is not."""
+    fleet = Fleet({"a": "facts", "b": "facts", "c": "facts"}, doubt=2.0)
+    asked = fleet.serve({"facts": 5.0 / 6.0, "pick": 1.0 / 6.0}, 1.2, 0.0, 400.0)
+    assert [mix for _, _, mix in asked] == [pure("pick")]
+    sure = Fleet({"a": "facts", "b": "facts", "c": "facts"}, doubt=0.0)
+    assert sure.serve({"facts": 5.0 / 6.0, "pick": 1.0 / 6.0}, 1.2, 0.0, 400.0)[0][0] < asked[0][0]
+
+
+def test_a_lone_edge_that_knows_what_many_ask_for_is_not_taken_away_before_another_learns_it():
+    fleet = Fleet({"a": "facts", "b": "facts", "c": "pick"})
+    fleet.serve({"facts": 0.8, "pick": 0.2}, 8.0, 0.0, 200.0)
+    fleet.serve({"facts": 0.2, "pick": 0.8}, 8.0, 200.0, 210.0)
+    assert fleet.models["c"] == pure("pick")
+    assert "once " in fleet.told("c")[1]
 
 
 def test_an_update_under_way_counts_as_done_so_that_two_edges_do_not_take_the_same_place():

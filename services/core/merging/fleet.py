@@ -96,13 +96,18 @@ class FleetTrigger(Protocol):
 
 
 def fleet_cost(
-    rates: Column, quality: NDArray[np.float64], services: Sequence[EdgeService], quality_scale: float, is_open: NDArray[np.bool_]
+    rates: NDArray[np.float64],
+    quality: NDArray[np.float64],
+    services: Sequence[EdgeService],
+    quality_scale: float,
+    is_open: NDArray[np.bool_],
 ) -> Column:
     """Predicted positive cost of a task, (num_choices,): mean completion_time_s + alpha · quality_scale · (1 - quality), without transfers.
 
-    `rates` (num_types,) are tasks a second, `quality` is (num_choices, num_edges, num_types), `is_open` (num_choices, num_edges). Demand is
-    dealt out in small parcels, alpha from near 0 to near 1 in turn, each to the edge that costs it least with those before it in place;
-    waits are Sakasegawa's for M/M/c. All parcels then pay for the load there is in the end. A closed edge gets none while another is open.
+    `rates` are tasks a second, (num_types,) or of each choice (num_choices, num_types); `quality` is (num_choices, num_edges, num_types),
+    `is_open` (num_choices, num_edges). Demand is dealt out in small parcels, alpha from near 0 to near 1 in turn, each to the
+    edge that costs it least with those before it in place; waits are Sakasegawa's for M/M/c. All parcels then pay for the load there is in
+    the end. A closed edge gets none while another is open.
     """
     num_choices, num_edges, num_types = quality.shape
     alone_s, full_s = np.array([s.alone_s for s in services]), np.array([s.full_s for s in services])
@@ -120,12 +125,12 @@ def fleet_cost(
 
     load, missed = np.zeros((num_choices, num_edges)), np.zeros(num_choices)
     rows, kinds, one_of = np.arange(num_choices)[:, None], np.arange(num_types), np.eye(num_edges)
-    extra = (rates / PARCELS)[:, None] / capacity  # (num_types, num_edges)
+    extra = (rates / PARCELS)[..., None] / capacity  # ([num_choices,] num_types, num_edges)
     for alpha in ALPHAS:
         worth = quality_scale * alpha
         cost = (time_s(load) + shut)[:, :, None] - worth * quality
         chosen = cost.argmin(axis=1)  # (num_choices, num_types)
         load += (one_of[chosen] * extra).sum(axis=1)
         missed += worth * ((1.0 - quality[rows, chosen, kinds]) * rates / PARCELS).sum(axis=1)
-    total: Column = (missed + (load * capacity * time_s(load)).sum(axis=1)) / max(float(rates.sum()), LEAST_RATE)
+    total: Column = (missed + (load * capacity * time_s(load)).sum(axis=1)) / np.maximum(rates.sum(axis=-1), LEAST_RATE)
     return total

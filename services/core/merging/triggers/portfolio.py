@@ -7,8 +7,12 @@ the same for every edge, so replies one after the other never raise it and come 
 search for a facility location problem in which the facilities are task types.
 
 An update has to pay for itself: what it saves over `horizon_s` above what the fleet loses while the edge is away, and at least the share
-`min_saving` of the predicted cost. Demand is a moving average, over `memory_s`, of the mixes behind each edge's activation counts; a
-change of traffic, once seen and confirmed, makes it begin anew.
+`min_saving` of the predicted cost. It has to do so also where demand is `doubt` standard deviations less favourable than it was counted.
+
+Demand is a moving average, over `memory_s`, of the mixes behind each edge's activation reports, in tasks for each second that reports
+cover: they come when enough tasks have ended, not when checks do. In the silence since, an edge can have had one report's tasks at most.
+Where the last reports of the fleet tell of another mix than those before, by more than chance explains, traffic has changed, and only they
+count.
 """
 
 from __future__ import annotations
@@ -21,57 +25,107 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.merging.errors import OptionError
-from services.core.merging.fleet import EdgeService, Member, fleet_cost
+from services.core.merging.fleet import LEAST_RATE, EdgeService, Member, fleet_cost
 from services.core.merging.mix import GRID, explain
 from services.core.merging.shift import activation_shift
 from services.core.merging.triggers._base import Action, TriggerDecision, TriggerState
 from services.core.merging.values import Mix
 from services.core.merging.windows import CountWindow
 
-_LAST, _MARKS = 2, 3  # rows of an edge's memory: tasks a second recently, usually, since the last check; then instants (`_Demand`)
 STALE = 3.0  # an edge whose averages are older than so many intervals is not being checked
+LEAST_MOVED = 0.2  # total variation between the mixes before and after a change of traffic
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Of one edge: tasks a second by task type (sorted) since traffic changed, before the last reports and in these; then what they
+    stand on."""
+
+    usual: tuple[float, ...]
+    last: tuple[float, ...]
+    checked_at_s: float
+    reported_at_s: float  # until when tasks were counted
+    report_tasks: float  # in one of the last reports
+    usual_s: float  # covered by the reports behind `usual`
+    last_s: float
+    changed_at_s: float
+
+    @property
+    def rows(self) -> tuple[tuple[float, ...], ...]:
+        told = (self.checked_at_s, self.reported_at_s, self.report_tasks, self.usual_s, self.last_s, self.changed_at_s)
+        return (self.usual, self.last, told)
+
+    @classmethod
+    def of(cls, state: TriggerState, now_s: float) -> _Seen | None:
+        """None where nothing is remembered, or on the clock of a process before this one."""
+        if len(state.memory) != 3 or len(state.memory[2]) != 6 or state.memory[2][0] > now_s:
+            return None
+        usual, last, told = state.memory
+        return cls(usual, last, *told)
+
+    def all(self, memory_s: float) -> tuple[float, ...]:
+        """`last` counted into `usual`: a moving average over `memory_s`; where reports cover less than that, the mean."""
+        weight = self.last_s / max(min(memory_s, self.usual_s + self.last_s), self.last_s, LEAST_RATE)
+        return tuple(old + weight * (new - old) for old, new in zip(self.usual, self.last, strict=True))
+
+    def now(self, rates: tuple[float, ...], over_s: float, now_s: float) -> NDArray[np.float64]:
+        """`rates`, counted over `over_s`, and the silence since then: in it at most one report's tasks can have come."""
+        silent_s, tasks_per_s = now_s - self.reported_at_s, sum(rates)
+        tasks = tasks_per_s * over_s + min(tasks_per_s * silent_s, self.report_tasks)
+        share = tasks / max(tasks_per_s * (over_s + silent_s), LEAST_RATE)
+        return share * np.array(rates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Demand:
     rates: NDArray[np.float64]  # (num_task_types,) tasks a second
+    over_s: float  # that they were counted over
     changed_at_s: float
-    suspected_at_s: float  # since when it looks changed; endless when it does not
+
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """Standard deviation of `rates` as Poisson counts; of what was not seen, that of one task."""
+        return _spread(self.rates, self.over_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """The best other model of an edge, and positive costs of a task: of the fleet as it is, and what the model saves of that.
-    `loss_s`: what a task costs more while the edge is away, times how long that is."""
+    """The best other model of an edge, and positive costs of a task: of the fleet as it is, and what the model saves of that, with the
+    standard deviation that demand gives it. `loss_s`: what a task costs more while the edge is away, times how long that is."""
 
     mix: Mapping[str, float]
     cost_s: float
     saving_s: float
+    spread_s: float
     loss_s: float
+
+    @property
+    def told(self) -> str:
+        saving_s, spread_s, cost_s = (round(value * 1000) for value in (self.saving_s, self.spread_s, self.cost_s))
+        return f"{_named(self.mix)} would save the fleet {saving_s} ± {spread_s} ms of {cost_s} ms a task"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """`interval_s` between two checks of an edge; demand is averaged over `memory_s`, or over `recent_s` where that differs from it by more
-    than `surprise` standard deviations; where it still does `confirm` intervals later, what was counted before is forgotten. An update has
-    to pay in `horizon_s` and to save the share `min_saving` of the predicted cost. `quality_scale`: the broker's.
+    """`interval_s` between two checks of an edge; demand is averaged over `memory_s`, until a task type comes more or less often than that
+    by `surprise` standard deviations. An update has to pay in `horizon_s` and to save the share `min_saving` of the predicted cost, both
+    with `doubt` standard deviations less than the saving that is predicted. `quality_scale`: the broker's.
     """
 
     interval_s: float = 10.0
-    recent_s: float = 25.0
     memory_s: float = 160.0
     surprise: float = 4.5
-    confirm: float = 0.9
     horizon_s: float = 240.0
-    min_saving: float = 0.01
+    min_saving: float = 0.005
+    doubt: float = 0.7
     quality_scale: float = 1.0
     grid: int = GRID
 
     def __post_init__(self) -> None:
-        if min(self.interval_s, self.recent_s, self.memory_s, self.horizon_s) <= 0:
-            raise OptionError("interval_s, recent_s, memory_s and horizon_s must be above 0")
-        if min(self.quality_scale, self.min_saving, self.surprise, self.confirm) < 0:
-            raise OptionError("quality_scale, min_saving, surprise and confirm must be 0 or more")
+        if min(self.interval_s, self.memory_s, self.horizon_s) <= 0:
+            raise OptionError("interval_s, memory_s and horizon_s must be above 0")
+        if min(self.quality_scale, self.min_saving, self.surprise, self.doubt) < 0:
+            raise OptionError("quality_scale, min_saving, surprise and doubt must be 0 or more")
 
     @property
     def name(self) -> str:
@@ -94,76 +148,104 @@ class Trigger:
             return state, self._told("skip", "how this edge serves is not known yet", shift, window)
         types = sorted(me.service.prospects[0].quality)
         demand = self._demand(fleet, types, now_s)
-        state, rates = self._marked(state, demand), demand.rates
+        state = self._marked(state, demand, now_s)
         is_first = not me.state.memory and len(fleet) > 1  # first checks come together, so what the others count is known at the second
-        if is_first or rates.sum() <= 0.0:
+        if is_first or demand.rates.sum() <= 0.0:
             return state, self._told("skip", "the demand of the fleet is not known yet", shift, window)
-        best = self._best(edge_id, me.service, fleet, types, rates)
-        if best is None:
-            return state, self._told("keep", "no other model would serve the fleet better", shift, window)
-        told = f"{_named(best.mix)} would save the fleet {best.saving_s * 1000:.0f} ms of {best.cost_s * 1000:.0f} ms a task"
-        if best.saving_s < self.min_saving * best.cost_s:
-            return state, self._told("keep", f"{told}, min_saving is {self.min_saving:.1%}", shift, window)
-        if best.saving_s * self.horizon_s <= best.loss_s:
-            return state, self._told("keep", f"{told}, less in {self.horizon_s:g} s than the update costs", shift, window)
-        return state, self._told("update", told, shift, window, Mix(best.mix))
+        best = self._best(edge_id, me.service, fleet, types, demand)
+        problem = self._problem(best)
+        if problem is None and best is not None:
+            first = self._first(edge_id, best, fleet, types, demand, now_s)
+            if first is not None:  # its next check will find so
+                done = {**fleet, first[0]: replace(fleet[first[0]], asked=first[1].mix)}
+                best = self._best(edge_id, me.service, done, types, demand)
+                problem = self._problem(best)
+                if problem is not None:
+                    problem = f"{problem}, once {first[0]} is merged for {_named(first[1].mix)}"
+        if problem is not None or best is None:
+            return state, self._told("keep", problem or "", shift, window)
+        return state, self._told("update", best.told, shift, window, Mix(best.mix))
+
+    def _problem(self, reply: _Reply | None) -> str | None:
+        """Why an update is not worth it; None where it is."""
+        if reply is None:
+            return "no other model would serve the fleet better"
+        if self._sure_s(reply) < self.min_saving * reply.cost_s:
+            return f"{reply.told}, min_saving is {self.min_saving:.1%}"
+        if self._gain_s(reply) <= 0.0:
+            return f"{reply.told}, less in {self.horizon_s:g} s than the update costs"
+        return None
 
     def _counted(self, state: TriggerState, window: CountWindow, now_s: float) -> TriggerState:
-        """What was counted since the last check, as tasks a second by task type, goes into the average."""
+        """What was reported since the last check goes into the averages."""
         later = replace(state, due_at_s=now_s + self.interval_s, interval_s=self.interval_s)
         profiles = state.deployed.profiles
         if not profiles:
             return later
-        elapsed_s = _age_s(state, now_s)
-        if not 0.0 < elapsed_s <= self.memory_s or len(state.memory[0]) != len(profiles):
-            seen = _seen(window, profiles, self.interval_s, self.grid)
-            return replace(later, memory=(seen, seen, seen, (now_s, now_s, math.inf)))
-        seen = _seen(window, profiles, elapsed_s, self.grid)
-        since_s = now_s - state.memory[_MARKS][1] + elapsed_s
-        newer, older = (
-            _averaged(state.memory[row], seen, elapsed_s / min(over_s, since_s)) for row, over_s in ((0, self.recent_s), (1, self.memory_s))
+        nothing = (0.0,) * len(profiles)
+        seen = _Seen.of(state, now_s)
+        if seen is None or len(seen.last) != len(profiles) or now_s - seen.checked_at_s > self.memory_s:
+            seen = _Seen(nothing, nothing, now_s, now_s, 0.0, 0.0, 0.0, -math.inf)
+        seen = replace(seen, checked_at_s=now_s)
+        covered_s = sum(report.end_at_s - report.start_at_s for report in window.reports)
+        if not window.num_tasks or covered_s <= 0.0:
+            return replace(later, memory=seen.rows)
+        seen = replace(
+            seen,
+            usual=seen.all(self.memory_s),
+            last=_rates(window, profiles, covered_s, self.grid),
+            reported_at_s=window.reports[-1].end_at_s,
+            report_tasks=window.num_tasks / len(window.reports),
+            usual_s=seen.usual_s + seen.last_s,
+            last_s=covered_s,
         )
-        return replace(later, memory=(newer, older, seen, (now_s, *state.memory[_MARKS][1:])))
+        return replace(later, memory=seen.rows)
 
     def _demand(self, fleet: Mapping[str, Member], types: list[str], now_s: float) -> _Demand:
-        """Tasks a second by task type. Where the recent ones differ by more than chance explains, and still do an interval later, traffic
-        has changed: what was counted before says nothing of what comes."""
-        marks = [m.state.memory[_MARKS] for m in fleet.values() if _age_s(m.state, now_s) <= STALE * self.interval_s]
-        changed_at_s = max((mark[1] for mark in marks), default=now_s)
-        recent, usual, last = (
-            np.sum([self._rates(m, types, row, changed_at_s, now_s) for m in fleet.values()], axis=0) for row in range(3)
-        )
-        over_s = min(2.0 * self.recent_s, max(now_s - changed_at_s, self.interval_s))
-        spread = np.sqrt(np.maximum(usual, 1.0 / self.recent_s) / over_s)
-        if not (np.abs(recent - usual) > self.surprise * spread).any():
-            return _Demand(usual, changed_at_s, math.inf)
-        suspected_at_s = min([mark[2] for mark in marks] + [now_s])
-        if now_s - suspected_at_s < self.confirm * self.interval_s:
-            return _Demand(recent, changed_at_s, suspected_at_s)
-        return _Demand(last, now_s, math.inf)
+        """Where the last reports differ from those before by more than chance explains, traffic has changed: what was counted before says
+        nothing of what comes."""
+        checked = [one for one in (self._checked(member, now_s) for member in fleet.values()) if one is not None]
+        changed_at_s = max((one.changed_at_s for one in checked), default=-math.inf)
+        last, usual, all_ = np.sum([self._rates(member, types, changed_at_s, now_s) for member in fleet.values()], axis=0)
+        reported = [one for one in checked if one.usual_s > 0.0 and one.changed_at_s >= changed_at_s]
+        if not reported:
+            return _Demand(all_, max([one.last_s for one in checked] + [self.interval_s]), changed_at_s)
+        last_s = float(np.mean([one.last_s for one in reported]))
+        usual_s = min(float(np.mean([one.usual_s for one in reported])), self.memory_s)
+        chance = np.hypot(_spread(usual, last_s), _spread(usual, usual_s))
+        moved = 0.5 * float(np.abs(_shares(last) - _shares(usual)).sum())
+        if moved >= LEAST_MOVED and (np.abs(last - usual) > self.surprise * chance).any():
+            return _Demand(last, last_s, now_s)
+        return _Demand(all_, min(usual_s + last_s, self.memory_s), changed_at_s)
 
-    def _marked(self, state: TriggerState, demand: _Demand) -> TriggerState:
-        if len(state.memory) != _MARKS + 1:
+    def _marked(self, state: TriggerState, demand: _Demand, now_s: float) -> TriggerState:
+        seen = _Seen.of(state, now_s)
+        if seen is None:
             return state
-        last, marks = state.memory[_LAST], (state.memory[_MARKS][0], demand.changed_at_s, demand.suspected_at_s)
-        if state.memory[_MARKS][1] >= demand.changed_at_s:
-            return replace(state, memory=(*state.memory[:_MARKS], marks))
-        return replace(state, memory=(last, last, last, marks))
+        if seen.changed_at_s < demand.changed_at_s:
+            seen = replace(seen, usual=seen.last, usual_s=0.0)
+        return replace(state, memory=replace(seen, changed_at_s=demand.changed_at_s).rows)
 
-    def _rates(self, member: Member, types: list[str], row: int, changed_at_s: float, now_s: float) -> NDArray[np.float64]:
-        """Of one edge: its averages, or for an edge that is not checked (pinned, draining) what has been counted there."""
-        state, reports = member.state, member.window.reports
-        told: tuple[float, ...] = ()
-        if _age_s(state, now_s) <= STALE * self.interval_s:
-            told = state.memory[row if state.memory[_MARKS][1] >= changed_at_s else _LAST]
-        elif reports:
-            told = _seen(member.window, state.deployed.profiles, max(now_s - reports[0].start_at_s, self.interval_s), self.grid)
-        known = dict(zip(sorted(state.deployed.profiles), told, strict=False))
-        return np.array([known.get(t, 0.0) for t in types])
+    def _checked(self, member: Member, now_s: float) -> _Seen | None:
+        """None of an edge that is not checked (pinned, draining)."""
+        seen = _Seen.of(member.state, now_s)
+        return seen if seen is not None and now_s - seen.checked_at_s <= STALE * self.interval_s else None
 
-    def _best(
-        self, edge_id: str, service: EdgeService, fleet: Mapping[str, Member], types: list[str], rates: NDArray[np.float64]
-    ) -> _Reply | None:
+    def _rates(self, member: Member, types: list[str], changed_at_s: float, now_s: float) -> NDArray[np.float64]:
+        """(3, num_task_types) of one edge: last, usual and both; for an edge that is not checked what has been counted there."""
+        seen, window, profiles = self._checked(member, now_s), member.window, member.state.deployed.profiles
+        told = np.zeros((3, len(profiles)))
+        if seen is not None and len(seen.last) == len(profiles):
+            told[:] = last = seen.now(seen.last, seen.last_s, now_s)
+            if seen.usual_s > 0.0 and seen.changed_at_s >= changed_at_s:
+                over_s = min(self.memory_s, seen.usual_s + seen.last_s)
+                told = np.array([last, seen.now(seen.usual, over_s, now_s), seen.now(seen.all(self.memory_s), over_s, now_s)])
+        elif window.reports and profiles:
+            told[:] = _rates(window, profiles, max(now_s - window.reports[0].start_at_s, self.interval_s), self.grid)
+        known = sorted(profiles)
+        return np.array([[row[known.index(t)] if t in known else 0.0 for t in types] for row in told])
+
+    def _best(self, edge_id: str, service: EdgeService, fleet: Mapping[str, Member], types: list[str], demand: _Demand) -> _Reply | None:
         prospects = [p for p in service.prospects if p.mix != fleet[edge_id].state.deployed.mix]
         if not prospects:
             return None
@@ -176,30 +258,59 @@ class Trigger:
             quality[row, mine] = [prospect.quality.get(t, 0.0) for t in types]
         is_open = np.ones(quality.shape[:2], dtype=np.bool_)
         is_open[1, mine] = len(names) == 1
-        cost = fleet_cost(rates, quality, list(services.values()), self.quality_scale, is_open)
-        best = int(cost[2:].argmin())
-        loss_s = float(cost[1] - cost[0]) * service.downtime_s
-        return _Reply(prospects[best].mix, float(cost[0]), float(cost[0] - cost[2 + best]), loss_s)
+        edges = list(services.values())
+        cost = fleet_cost(demand.rates, quality, edges, self.quality_scale, is_open)
+        best = 2 + int(cost[2:].argmin())
+        saving_s = float(cost[0] - cost[best])
+        spread_s = self._spread_s(demand, quality[[0, best]], edges, saving_s)
+        return _Reply(prospects[best - 2].mix, float(cost[0]), saving_s, spread_s, float(cost[1] - cost[0]) * service.downtime_s)
+
+    def _sure_s(self, reply: _Reply) -> float:
+        return reply.saving_s - self.doubt * reply.spread_s
+
+    def _gain_s(self, reply: _Reply) -> float:
+        """Within `horizon_s`, of a task's cost times time."""
+        return self._sure_s(reply) * self.horizon_s - reply.loss_s
+
+    def _first(
+        self, edge_id: str, reply: _Reply, fleet: Mapping[str, Member], types: list[str], demand: _Demand, now_s: float
+    ) -> tuple[str, _Reply] | None:
+        """The edge whose best reply gains most, where that is another. It counts as done, since else a door may be closed before another
+        opens: a lone edge that knows what many ask for draws so many of them that the fleet looks better off without it."""
+        first, most_s = None, self._gain_s(reply)
+        for name, member in sorted(fleet.items()):
+            free = name != edge_id and member.asked is None and self._checked(member, now_s) is not None
+            other = self._best(name, member.service, fleet, types, demand) if free and member.service is not None else None
+            if other is not None and self._gain_s(other) > most_s and self._problem(other) is None:
+                first, most_s = (name, other), self._gain_s(other)
+        return first
+
+    def _spread_s(self, demand: _Demand, quality: NDArray[np.float64], edges: list[EdgeService], saving_s: float) -> float:
+        """Of the saving between two choices, `quality` (2, num_edges, num_types): each task type's demand a standard deviation higher in
+        turn, differences added as squares."""
+        rates = np.repeat(demand.rates + np.diag(demand.spread), 2, axis=0)
+        both = np.tile(quality, (len(demand.rates), 1, 1))
+        cost = fleet_cost(rates, both, edges, self.quality_scale, np.ones(both.shape[:2], dtype=np.bool_))
+        return float(np.sqrt(((cost[::2] - cost[1::2] - saving_s) ** 2).sum()))
 
     def _told(self, action: Action, reason: str, shift: float, window: CountWindow, mix: Mix | None = None) -> TriggerDecision:
         return TriggerDecision(action, reason, shift, self.interval_s, window, window.emptied(), mix)
 
 
-def _averaged(then: tuple[float, ...], now: tuple[float, ...], ages: float) -> tuple[float, ...]:
-    weight = 1.0 - math.exp(-ages)
-    return tuple(old + weight * (new - old) for old, new in zip(then, now, strict=True))
+def _spread(rates: NDArray[np.float64], over_s: float) -> NDArray[np.float64]:
+    spread: NDArray[np.float64] = np.sqrt(np.maximum(rates, 1.0 / over_s) / over_s)
+    return spread
 
 
-def _age_s(state: TriggerState, now_s: float) -> float:
-    """Since the averages were last brought up to date; endless where there are none, or on the clock of a process before this one."""
-    age_s = now_s - state.memory[_MARKS][0] if len(state.memory) == _MARKS + 1 else math.inf
-    return age_s if age_s >= 0.0 else math.inf
+def _shares(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = rates / max(float(rates.sum()), LEAST_RATE)
+    return shares
 
 
-def _seen(window: CountWindow, profiles: Mapping[str, NDArray[np.float64]], elapsed_s: float, grid: int) -> tuple[float, ...]:
+def _rates(window: CountWindow, profiles: Mapping[str, NDArray[np.float64]], over_s: float, grid: int) -> tuple[float, ...]:
     """Tasks a second by task type, sorted."""
-    shares = explain(window.counts, profiles, grid).shares if window.num_tasks and profiles else {}
-    return tuple(window.num_tasks * shares.get(t, 0.0) / elapsed_s for t in sorted(profiles))
+    shares = explain(window.counts, profiles, grid).shares
+    return tuple(window.num_tasks * shares.get(t, 0.0) / over_s for t in sorted(profiles))
 
 
 def _named(mix: Mapping[str, float]) -> str:
