@@ -52,7 +52,6 @@ async def serve_until_signalled(
         try:
             if on_ready is not None:
                 on_ready(entered)
-            leave_to_live()
             await stopping
         finally:
             await service.__aexit__(None, None, None)
@@ -62,8 +61,8 @@ async def serve_until_signalled(
 
 
 def leave_to_live() -> None:
-    """Take what start-up made (modules above all) out of the garbage collector's sight: it lives as long as the process, and looking at it
-    again and again halts every task for tens of milliseconds."""
+    """Take what start-up made (modules above all) out of the garbage collector's sight: looking at it again and again halts every task for
+    tens of milliseconds. Only where start-up makes nothing large that is replaced later: of that, cycles would never be freed."""
     gc.collect()
     gc.freeze()
 
