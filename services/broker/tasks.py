@@ -34,6 +34,7 @@ class TaskRecord:
     task_type: str = ""
     version: str = ""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _packed: tuple[tuple[float, bytes], ...] = ()  # responses while nobody follows any more
 
     def add(self, response: GenerateResponse, visible_at_s: float) -> float:
         """Append; responses become visible in order. Returns when this one does."""
@@ -48,6 +49,16 @@ class TaskRecord:
         if not self.ended:
             self.ended, self.failure = True, failure
             self._changed.set()
+
+    def pack(self) -> None:
+        """Keep the responses of an ended task as bytes: thousands of messages would have the garbage collector look at each."""
+        self._packed = tuple((visible_at_s, response.SerializeToString()) for visible_at_s, response in self.responses)
+        self.responses = []
+
+    def unpack(self) -> None:
+        if self._packed:
+            self.responses = [(visible_at_s, GenerateResponse.FromString(response)) for visible_at_s, response in self._packed]
+            self._packed = ()
 
     async def follow(self, clock: Clock) -> AsyncIterator[GenerateResponse]:
         """Everything from the beginning; raises the failure that the task ended in."""
@@ -137,13 +148,16 @@ class TaskBook:
     def following(self, record: TaskRecord) -> Iterator[None]:
         """When the last follower leaves a task that is not over, it is cancelled."""
         record.num_followers += 1
+        record.unpack()
         try:
             yield
         finally:
             record.num_followers -= 1
             if record.num_followers == 0 and not record.ended and record.runner is not None:
                 record.runner.cancel()
-            elif record.num_followers == 0 and not record.fields.idempotency_key:
+            elif record.num_followers == 0 and record.fields.idempotency_key:
+                record.pack()
+            elif record.num_followers == 0:
                 record.responses.clear()  # nobody can ask for them again
 
     def _expire(self) -> None:
