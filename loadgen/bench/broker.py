@@ -7,6 +7,7 @@ Blocks of the three ways take turns, with the same arrivals, so that all see the
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -88,20 +89,36 @@ class BrokerFigures:
     is_pinned: bool
 
     @property
-    def added_p50_s(self) -> float:
-        return self.broker.latencies.p50_s - self.direct.latencies.p50_s
+    def added(self) -> Added:
+        return added(self.broker, self.direct)
 
     @property
-    def added_p99_s(self) -> float:
-        return self.broker.latencies.p99_s - self.direct.latencies.p99_s
+    def hop_added(self) -> Added:
+        return added(self.hop, self.direct)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """To the first token, beside another way. By round: what that round's quantile is more than the other's of the same round."""
+
+    round_p50_s: tuple[float, ...]
+    round_p99_s: tuple[float, ...]
 
     @property
-    def hop_added_p50_s(self) -> float:
-        return self.hop.latencies.p50_s - self.direct.latencies.p50_s
+    def p50_s(self) -> float:
+        """The median of rounds, so that a disturbance of one block, of either way, decides nothing."""
+        return statistics.median(self.round_p50_s)
 
     @property
-    def hop_added_p99_s(self) -> float:
-        return self.hop.latencies.p99_s - self.direct.latencies.p99_s
+    def p99_s(self) -> float:
+        return statistics.median(self.round_p99_s)
+
+
+def added(side: SideFigures, beside: SideFigures) -> Added:
+    return Added(
+        tuple(a - b for a, b in zip(side.round_p50_s, beside.round_p50_s, strict=True)),
+        tuple(a - b for a, b in zip(side.round_p99_s, beside.round_p99_s, strict=True)),
+    )
 
 
 async def measure(options: BrokerOptions, kafka: str, redis_url: str, tell: Tell) -> BrokerFigures:

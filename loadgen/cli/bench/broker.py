@@ -11,7 +11,7 @@ from loadgen.cli import options
 from loadgen.cli.console import CommandError, ExitCode, command, narrow_table, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
-    from loadgen.bench.broker import BrokerFigures, SideFigures
+    from loadgen.bench.broker import Added, BrokerFigures, SideFigures
 
 P50_TARGET_S, P99_TARGET_S, DECISION_TARGET_S, DECISION_TARGET_EDGES = 0.001, 0.005, 100e-6, 100
 
@@ -68,10 +68,12 @@ def as_json(figures: BrokerFigures) -> dict[str, object]:
         "token_s": asked.pace.token_s,
         "seed": asked.seed,
         "pinned": figures.is_pinned,
-        "added_p50_s": figures.added_p50_s,
-        "added_p99_s": figures.added_p99_s,
-        "hop_added_p50_s": figures.hop_added_p50_s,
-        "hop_added_p99_s": figures.hop_added_p99_s,
+        "added_p50_s": figures.added.p50_s,
+        "added_p99_s": figures.added.p99_s,
+        "hop_added_p50_s": figures.hop_added.p50_s,
+        "hop_added_p99_s": figures.hop_added.p99_s,
+        "round_added_p50_s": list(figures.added.round_p50_s),
+        "round_added_p99_s": list(figures.added.round_p99_s),
         "decision_s": {str(n): each.median_s for n, each in figures.decisions.items()},
         "decision_p99_s": {str(n): each.p99_s for n, each in figures.decisions.items()},
         "broker_cpu_s_per_task": figures.broker.cpu_s_per_task,
@@ -107,13 +109,13 @@ def _print(figures: BrokerFigures) -> None:
     console.print(f"{asked.tasks_per_s:g} tasks/s of {asked.pace.num_tokens} tokens, {asked.num_edges} edges, {where}; ms")
     rows = [
         _row("direct to the edges", figures.direct, None),
-        _row("through a bare proxy", figures.hop, (figures.hop_added_p50_s, figures.hop_added_p99_s)),
-        _row("through the broker", figures.broker, (figures.added_p50_s, figures.added_p99_s)),
+        _row("through a bare proxy", figures.hop, figures.hop_added),
+        _row("through the broker", figures.broker, figures.added),
     ]
     columns = ("to the first token", "tasks", "failed", "p50", "p99", "added p50", "added p99", "sent late p99")
     console.print(narrow_table(columns, rows))
-    console.print(f"Added, p50: {_verdict(figures.added_p50_s, P50_TARGET_S)}")
-    console.print(f"Added, p99: {_verdict(figures.added_p99_s, P99_TARGET_S)}")
+    console.print(f"Added, median of {asked.rounds} rounds, p50: {_verdict(figures.added.p50_s, P50_TARGET_S)}")
+    console.print(f"Added, median of {asked.rounds} rounds, p99: {_verdict(figures.added.p99_s, P99_TARGET_S)}")
     console.print(
         f"CPU time a task: broker {figures.broker.cpu_s_per_task * 1e3:.2f} ms ({figures.broker.busy_share:.0%} of a core; "
         f"{figures.direct.busy_share:.0%} without load), bare proxy {figures.hop.cpu_s_per_task * 1e3:.2f} ms"
@@ -127,7 +129,7 @@ def _print(figures: BrokerFigures) -> None:
         console.print(f"Decision among {DECISION_TARGET_EDGES} edges: {_verdict(at_100.median_s, DECISION_TARGET_S)}")
 
 
-def _row(name: str, side: SideFigures, added_s: tuple[float, float] | None) -> tuple[str, ...]:
+def _row(name: str, side: SideFigures, added: Added | None) -> tuple[str, ...]:
     seen = side.latencies
     return (
         name,
@@ -135,8 +137,8 @@ def _row(name: str, side: SideFigures, added_s: tuple[float, float] | None) -> t
         str(side.num_failed),
         f"{seen.p50_s * 1e3:.2f}",
         f"{seen.p99_s * 1e3:.2f}",
-        f"{added_s[0] * 1e3:.2f}" if added_s else "",
-        f"{added_s[1] * 1e3:.2f}" if added_s else "",
+        f"{added.p50_s * 1e3:.2f}" if added else "",
+        f"{added.p99_s * 1e3:.2f}" if added else "",
         f"{seen.late_p99_s * 1e3:.2f}",
     )
 
