@@ -79,9 +79,10 @@ class Attempt:
     async def travel(self) -> None:
         """The prompt's way to the edge. Raises `EdgeLostError` or the deadline's failure where going on is pointless."""
         link, num_bytes = self._link, self._progress.task.prompt_bytes
-        if link is not None:
+        travel_s = 0.0 if link is None else link.latency_s + num_bytes * link.uplink_s_per_byte
+        if travel_s > 0.0:
             began_at_s = self._clock.now_s()
-            await self._clock.sleep(link.latency_s + (num_bytes / link.uplink_bytes_per_s if link.uplink_bytes_per_s > 0.0 else 0.0))
+            await self._clock.sleep(travel_s)
             self.uplink_s = self._clock.now_s() - began_at_s
         if self._left_s() <= 0.0:
             raise deadline_passed()
@@ -106,7 +107,7 @@ class Attempt:
         link = self._link
         if link is None:
             return 0.0
-        return link.latency_s + (num_bytes / link.downlink_bytes_per_s if link.downlink_bytes_per_s > 0.0 else 0.0)
+        return link.latency_s + num_bytes * link.downlink_s_per_byte
 
     def _left_s(self) -> float:
         return self._progress.record.deadline_at_s - self._clock.now_s() - self._margin_s

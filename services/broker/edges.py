@@ -47,6 +47,8 @@ class EdgeLink:
     num_tasks_by_broker: Mapping[str, int] = field(default_factory=dict)
     calls: set[Cancellable] = field(default_factory=set)
     newest: dict[str, int] = field(default_factory=dict)  # sequence number by process of the worker: its epoch
+    snapshot: EdgeSnapshot | None = None  # as last made, of the entry `snapshot_of`
+    snapshot_of: worker_pb2.EdgeEntry | None = None
     inference: inference_pb2_grpc.InferenceServiceAsyncStub = field(init=False)
     worker: worker_pb2_grpc.WorkerServiceAsyncStub = field(init=False)
 
@@ -253,5 +255,9 @@ class EdgeView:
             self._engine.prepare(snapshots, now_s)
 
     def _snapshot(self, link: EdgeLink, now_s: float) -> EdgeSnapshot:
-        snapshot = entry_to_snapshot(link.entry, self.others(link.edge_id), now_s, received_at_s=link.received_at_s)
-        return snapshot if link.reachable else replace(snapshot, state=EdgeState.UNREACHABLE)
+        """Made anew only where something changed: every heartbeat of every edge asks for all of them."""
+        others, known = self.others(link.edge_id), link.snapshot
+        if known is None or link.snapshot_of is not link.entry or known.others != others or link.entry.HasField("unavailable"):
+            known = entry_to_snapshot(link.entry, others, now_s, received_at_s=link.received_at_s)
+            link.snapshot, link.snapshot_of = known, link.entry
+        return known if link.reachable else replace(known, state=EdgeState.UNREACHABLE)

@@ -10,7 +10,7 @@ from services.broker.settings import BrokerSettings
 from services.runtime.adapters import open_event_log
 from services.runtime.clock import SystemClock
 from services.runtime.errors import RuntimeFault
-from services.runtime.lifecycle import serve_until_signalled
+from services.runtime.lifecycle import leave_to_live, serve_until_signalled
 from services.runtime.logs import configure
 from services.runtime.net import Network
 from services.runtime.security import read_security
@@ -23,7 +23,8 @@ async def run(settings: BrokerSettings) -> None:
     redis = open_redis(settings.redis_url)
     try:
         async with open_event_log(settings, clock, client_id="moedge-broker") as log:
-            await serve_until_signalled(Broker(settings, log, redis, clock, network), name="broker")
+            broker = Broker(settings, log, redis, clock, network)
+            await serve_until_signalled(broker, on_ready=lambda _: leave_to_live(), name="broker")
     finally:
         await redis.aclose()
 

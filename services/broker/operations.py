@@ -86,13 +86,13 @@ class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
         """The first score of a task counts; repeating it changes nothing."""
         if not math.isfinite(request.score) or not 0.0 <= request.score <= 1.0:
             raise invalid_field("score", f"{request.score}; send a number from 0 to 1")
-        record = self._parts.book.finished(request.task_id)
-        if record is None:
+        task = self._parts.book.finished(request.task_id)
+        if task is None:
             raise not_found("task", request.task_id)
-        if not record.scored and record.task_type:
-            record.scored = True
-            self._parts.engine.scored(record.task_type, record.version, request.score)
-            self._parts.metrics.scored(record.task_type, request.score)
+        if not task.scored and task.task_type:
+            task.scored = True
+            self._parts.engine.scored(task.task_type, task.version, request.score)
+            self._parts.metrics.scored(task.task_type, request.score)
         return broker_pb2.ScoreTaskResponse()
 
     @guarded

@@ -33,22 +33,32 @@ class TaskRecord:
     num_followers: int = 0
     task_type: str = ""
     version: str = ""
-    scored: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _packed: tuple[tuple[float, bytes], ...] = ()  # responses while nobody follows any more
 
     def add(self, response: GenerateResponse, visible_at_s: float) -> float:
         """Append; responses become visible in order. Returns when this one does."""
         if self.responses:
             visible_at_s = max(visible_at_s, self.responses[-1][0])
         self.responses.append((visible_at_s, response))
-        self._wake()
+        self._changed.set()
         return visible_at_s
 
     def end(self, failure: RpcFailure | None = None) -> None:
         """The first end counts."""
         if not self.ended:
             self.ended, self.failure = True, failure
-            self._wake()
+            self._changed.set()
+
+    def pack(self) -> None:
+        """Keep the responses of an ended task as bytes: thousands of messages would have the garbage collector look at each."""
+        self._packed = tuple((visible_at_s, response.SerializeToString()) for visible_at_s, response in self.responses)
+        self.responses = []
+
+    def unpack(self) -> None:
+        if self._packed:
+            self.responses = [(visible_at_s, GenerateResponse.FromString(response)) for visible_at_s, response in self._packed]
+            self._packed = ()
 
     async def follow(self, clock: Clock) -> AsyncIterator[GenerateResponse]:
         """Everything from the beginning; raises the failure that the task ended in."""
@@ -64,11 +74,20 @@ class TaskRecord:
                 if self.failure is not None:
                     raise self.failure
                 return
+            self._changed.clear()  # whoever waits already was woken by the last change
             await self._changed.wait()
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+
+@dataclass(slots=True)
+class FinishedTask:
+    """What a score needs of a completed task. Thousands are kept, so each is one small object: the garbage collector, which halts every
+    task, looks at all of them."""
+
+    ended_at_s: float
+    task_type: str
+    version: str
+    key: tuple[str, str]
+    scored: bool = False
 
 
 class TaskBook:
@@ -77,7 +96,7 @@ class TaskBook:
         self._retention_s = retention_s
         self._retained_tasks = retained_tasks
         self._running: dict[str, TaskRecord] = {}
-        self._finished: OrderedDict[str, tuple[float, TaskRecord]] = OrderedDict()  # with the instant it ended
+        self._finished: OrderedDict[str, FinishedTask] = OrderedDict()
         self._by_key: dict[tuple[str, str], TaskRecord] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,18 +126,19 @@ class TaskBook:
         """The task is over. A failed one gives its key back, so that a retry is a new task."""
         if self._running.pop(record.task_id, None) is None:
             return
+        record.runner = None
         if not self._running:
             self._idle.set()
+        key = (record.fields.user_id, record.fields.idempotency_key)
         if record.failure is not None:
-            self._release_key(record)
+            self._release(key, record.task_id)
             return
-        self._finished[record.task_id] = (self._clock.now_s(), record)
+        self._finished[record.task_id] = FinishedTask(self._clock.now_s(), record.task_type, record.version, key)
         self._expire()
 
-    def finished(self, task_id: str) -> TaskRecord | None:
+    def finished(self, task_id: str) -> FinishedTask | None:
         self._expire()
-        known = self._finished.get(task_id)
-        return known[1] if known else None
+        return self._finished.get(task_id)
 
     async def idle(self) -> None:
         """Wait for the last running task to end."""
@@ -128,25 +148,28 @@ class TaskBook:
     def following(self, record: TaskRecord) -> Iterator[None]:
         """When the last follower leaves a task that is not over, it is cancelled."""
         record.num_followers += 1
+        record.unpack()
         try:
             yield
         finally:
             record.num_followers -= 1
             if record.num_followers == 0 and not record.ended and record.runner is not None:
                 record.runner.cancel()
-            elif record.num_followers == 0 and not record.fields.idempotency_key:
+            elif record.num_followers == 0 and record.fields.idempotency_key:
+                record.pack()
+            elif record.num_followers == 0:
                 record.responses.clear()  # nobody can ask for them again
 
     def _expire(self) -> None:
         now_s = self._clock.now_s()
         while self._finished:
-            ended_at_s, record = next(iter(self._finished.values()))
-            if len(self._finished) <= self._retained_tasks and now_s - ended_at_s <= self._retention_s:
+            task_id, oldest = next(iter(self._finished.items()))
+            if len(self._finished) <= self._retained_tasks and now_s - oldest.ended_at_s <= self._retention_s:
                 return
-            self._finished.popitem(last=False)
-            self._release_key(record)
+            del self._finished[task_id]
+            self._release(oldest.key, task_id)
 
-    def _release_key(self, record: TaskRecord) -> None:
-        key = (record.fields.user_id, record.fields.idempotency_key)
-        if self._by_key.get(key) is record:
+    def _release(self, key: tuple[str, str], task_id: str) -> None:
+        known = self._by_key.get(key)
+        if known is not None and known.task_id == task_id:
             del self._by_key[key]

@@ -106,11 +106,13 @@ def _task_type(task_type: str, known: Known) -> str | None:
 
 def _region(region: str, settings: BrokerSettings, known: Known) -> str:
     """Without one: the setting, else the link `default`, else the region that most edges have a link to."""
+    if region and any(region in edge.links for edge in known.edges):
+        return region
     counts = Counter(name for edge in known.edges for name in edge.links)
     if not region:
         if settings.default_region or DEFAULT_LINK in counts or not counts:
             return settings.default_region or DEFAULT_LINK
         return min(counts, key=lambda name: (-counts[name], name))
-    if counts and region not in counts and DEFAULT_LINK not in counts and all(edge.links for edge in known.edges):
+    if counts and DEFAULT_LINK not in counts and all(edge.links for edge in known.edges):
         raise invalid_field("region", f"{region!r}: no edge has a link to it; send one of {', '.join(sorted(counts))}, or none")
     return region

@@ -41,6 +41,14 @@ _MESSAGES: Mapping[str, type[events_pb2.TaskEvent] | type[events_pb2.ActivationR
     kind.DESCRIPTOR.full_name: kind for kind in (events_pb2.TaskEvent, events_pb2.ActivationReport, events_pb2.MergeEvent)
 }
 
+# By field of each message.
+_IS_DURATION: Mapping[str, Mapping[str, bool]] = {
+    name: {
+        field.name: field.message_type is not None and field.message_type.full_name == Duration.DESCRIPTOR.full_name
+        for field in kind.DESCRIPTOR.fields
+    }
+    for name, kind in _MESSAGES.items()
+}
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -175,12 +183,10 @@ def _parsed(record: Record, message: MessageT) -> MessageT:
 
 def _messages(message: type[Message], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds become Durations where the proto has one; everything else is left to protobuf's own checks."""
-    known = message.DESCRIPTOR.fields_by_name
+    known = _IS_DURATION[message.DESCRIPTOR.full_name]
     converted: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in known:
             raise TypeError(f"{message.DESCRIPTOR.name} has no field {name!r}")
-        kind = known[name].message_type
-        is_seconds = kind is not None and kind.full_name == Duration.DESCRIPTOR.full_name and isinstance(value, int | float)
-        converted[name] = duration(value) if is_seconds else value
+        converted[name] = duration(value) if known[name] and isinstance(value, int | float) else value
     return converted

@@ -131,8 +131,8 @@ async def test_a_follower_who_leaves_does_not_cancel_a_task_that_another_follows
 async def test_the_same_key_after_the_end_is_told_the_same_answer():
     async with running() as house:
         worker = await house.worker("e1")
-        first, second = await house.ask(idempotency_key="k"), await house.ask(idempotency_key="k")
-        assert first.responses == second.responses
+        first, second, third = [await house.ask(idempotency_key="k") for _ in range(3)]
+        assert first.responses == second.responses == third.responses
         assert len(worker.requests) == 1
         misused = await house.ask("another prompt", idempotency_key="k")
         assert misused.failure is not None

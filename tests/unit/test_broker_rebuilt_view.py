@@ -51,6 +51,25 @@ async def test_work_that_another_broker_publishes_is_not_counted_again():
     await client.aclose()
 
 
+async def test_an_edge_of_which_nothing_is_new_keeps_its_snapshot_when_others_change():
+    async with running() as house:
+        await house.worker("a")
+        changing = await house.worker("b")
+        edges = house.broker._parts.edges
+        # Heartbeats and polls go on; `a` renews its entry, so its snapshot is made anew now and then, and has to be equal.
+        before = {edge.edge_id: edge for edge in house.snapshots}
+        changing.entry.version = "v2"
+        await changing.announce()
+        await until(lambda: {edge.edge_id: edge.version for edge in house.snapshots} == {"a": "v1", "b": "v2"})
+        assert next(edge for edge in house.snapshots if edge.edge_id == "a") == before["a"]
+        link = edges.link("a")
+        first, again = edges._snapshot(link, 0.0), edges._snapshot(link, 1.0)
+        assert first is again
+        link.entry.unavailable.FromSeconds(5)
+        assert edges._snapshot(link, link.received_at_s + 1.0).unavailable_s == 4.0, "downtime counts down"
+        assert edges._snapshot(link, link.received_at_s + 2.0).unavailable_s == 3.0
+
+
 async def test_own_tasks_are_not_counted_again():
     async with running() as house:
         worker = await house.worker("e1", max_batch=4)

@@ -45,6 +45,16 @@ def test_estimates_are_link_wait_inference_and_the_cost_that_onto_minimises():
     assert (decision.chosen, decision.policy, decision.reason) == (("e1",), "onto", "lowest predicted cost")
 
 
+def test_a_candidate_is_found_by_its_name_among_those_that_are_left():
+    edges = tuple(make_edge(name, quality={"alpha-task": 0.1 * n}) for n, name in enumerate("abcde"))
+    decision = make_engine().decide(make_task(), edges, 0.0, frozenset({"a", "c"}))
+    assert [decision.candidate(name).quality for name in "bde"] == pytest.approx([0.1, 0.3, 0.4])
+    assert [decision.candidate(name).edge_id for name in "bde"] == list("bde")
+    for missing in ("a", "c", "cc", "z"):
+        with pytest.raises(KeyError):
+            decision.candidate(missing)
+
+
 def test_a_user_who_values_quality_waits_for_it_and_one_who_does_not_goes_where_it_is_fast():
     good = make_edge("good", quality={"alpha-task": 0.9}, step_times=make_step_times(step_base_s=0.2))
     fast = make_edge("fast", quality={"alpha-task": 0.4})

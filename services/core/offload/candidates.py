@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, overload
@@ -58,7 +59,7 @@ class CandidateColumns:
 
 
 class CandidateTable(Sequence[Candidate]):
-    """Candidates are made when they are looked at; a decision among hundreds of edges looks at one."""
+    """By ascending edge id. Candidates are made when they are looked at; a decision among hundreds of edges looks at one."""
 
     def __init__(self, edges: Sequence[EdgeSnapshot], columns: Columns, output_tokens: float) -> None:
         self.edges = edges
@@ -90,6 +91,13 @@ class CandidateTable(Sequence[Candidate]):
             outstanding=Work(num_tasks=int(columns.outstanding[index])),
         )
 
+    def named(self, edge_id: str) -> Candidate:
+        """Raises `KeyError` where that edge is none."""
+        row = bisect_left(self.edges, edge_id, key=_edge_id)
+        if row == len(self.edges) or self.edges[row].edge_id != edge_id:
+            raise KeyError(edge_id)
+        return self[row]
+
     def __iter__(self) -> Iterator[Candidate]:
         return (self[i] for i in range(len(self)))
 
@@ -100,3 +108,7 @@ class CandidateTable(Sequence[Candidate]):
 
     def __repr__(self) -> str:
         return repr(tuple(self))
+
+
+def _edge_id(edge: EdgeSnapshot) -> str:
+    return edge.edge_id

@@ -5,10 +5,10 @@ Plain values. How a candidate's estimates come about is the estimator's business
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar, dataclass_transform
+from typing import Protocol, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -136,6 +136,20 @@ class Exclusion:
     reason: str  # "draining" | "unreachable" | "queue_full" | "no_link" | "tried" | "late"
 
 
+class Candidates(Protocol):
+    """Of one decision, by ascending edge id."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Candidate]: ...
+
+    def __getitem__(self, index: int, /) -> Candidate: ...
+
+    def named(self, edge_id: str) -> Candidate:
+        """Raises `KeyError` where that edge is none."""
+        ...
+
+
 @value
 class Decision:
     """Where a task goes. `chosen` is a tuple of edges, of length one for every policy of the first version."""
@@ -145,11 +159,11 @@ class Decision:
     policy: str
     reason: str  # e.g. "lowest predicted cost", "round robin"
     decided_at_s: float
-    candidates: Sequence[Candidate]  # by edge id; made only when looked at (`candidates.CandidateTable`)
+    candidates: Candidates  # made only when looked at (`candidates.CandidateTable`)
     excluded: tuple[Exclusion, ...] = ()
 
     def candidate(self, edge_id: str) -> Candidate:
-        return next(c for c in self.candidates if c.edge_id == edge_id)
+        return self.candidates.named(edge_id)
 
 
 @value
