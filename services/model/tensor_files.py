@@ -9,8 +9,10 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -58,11 +60,18 @@ def non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or none of it, also after a crash: written beside, synced, renamed."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written bit by bit that appears under its name when all of it is there, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
