@@ -20,8 +20,9 @@ import numpy as np
 from moedge.v1 import merger_pb2
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
-from services.core.merging.recipes import BEST, CANDIDATES, PRODUCT
+from services.core.merging.recipes import BEST, CANDIDATES, PAPER, PRODUCT
 from services.core.merging.values import ExpertForm, Frequencies, LayerPlan, MergePlan
+from services.model.aligning_ahead import align_ahead
 from services.model.alignment import Aligned, align
 from services.model.blob_store import BlobStore
 from services.model.calibration import Calibration, Measured, Scorer, calibrate, calibration_id, measure
@@ -116,10 +117,18 @@ class Builder:
     def _calibration_id(self) -> str:
         return calibration_id(self.base, self._items)
 
-    def prepare(self) -> None:
-        """The work that is done once per base model."""
+    def prepare(self, budgets_bytes: Sequence[int] = (), options: BuildOptions | None = None) -> None:
+        """The work that is done once per base model.
+
+        With budgets, also the orders of experts that merges for one task type or for all ask for in such memories. Those that only
+        another mix asks for are found with it.
+        """
         assert self.calibration
         assert self.aligned
+        task_types = self.calibration.profiles.task_types
+        mixes = [*({t: 1.0} for t in task_types), dict.fromkeys(task_types, 1 / len(task_types))]
+        wanted = replace(options or BuildOptions(), method=PAPER.method)  # no other method asks for more pairs
+        align_ahead(self.aligned, [self.plan(mix, budget, wanted) for budget in budgets_bytes for mix in mixes])
 
     def reclaim(self, left_before_s: float) -> None:
         """Drop what a killed process left half written, untouched since that time, and what the limit asks for."""

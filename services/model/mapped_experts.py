@@ -6,9 +6,7 @@ A file is whole or absent, and looked at no further than its header afterwards: 
 
 from __future__ import annotations
 
-import json
 import mmap
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,10 +17,7 @@ from torch import Tensor
 
 from services.model.errors import CheckpointError
 from services.model.families.base import OUT, ExpertStack
-from services.model.tensor_files import non_finite, whole_file
-
-_ALIGNED_BYTES = 4096  # rows begin at whole cache lines
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # what safetensors calls them
+from services.model.tensor_files import header_of, non_finite, raw_bytes, whole_file
 
 Shapes = Mapping[str, tuple[int, ...]]  # of one expert's matrices as a model has them, by name
 ReadMatrix = Callable[[str, int], Tensor]  # a matrix's name and the expert
@@ -68,8 +63,7 @@ def write_layer(path: Path, num_experts: int, shapes: Shapes, dtype: torch.dtype
                     raise CheckpointError(
                         f"{path.stem}: {name} of expert {expert} holds NaN or infinity in {dtype}; use a whole checkpoint"
                     )
-                turned = matrix.T if _is_turned(name, shape) else matrix
-                file.write(turned.contiguous().view(-1).view(torch.uint8).numpy().data)
+                file.write(raw_bytes(matrix.T if _is_turned(name, shape) else matrix))
 
 
 def _is_turned(name: str, shape: tuple[int, ...]) -> bool:
@@ -85,14 +79,6 @@ def _num_bytes(num_experts: int, shapes: Shapes, dtype: torch.dtype) -> int:
 
 
 def _header(num_experts: int, shapes: Shapes, dtype: torch.dtype) -> bytes:
-    """A safetensors header, padded so that the first matrix begins at a page."""
-    told: dict[str, object] = {}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + num_experts * prod(shape) * dtype.itemsize
-        stored_name = f"{name}.hidden_first" if _is_turned(name, shape) else name
-        told[stored_name] = {"dtype": _NAMES[dtype], "shape": [num_experts, *_stored(name, shape)], "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(told, separators=(",", ":")).encode()
-    padded = text.ljust(-(-(len(text) + 8) // _ALIGNED_BYTES) * _ALIGNED_BYTES - 8)
-    return struct.pack("<Q", len(padded)) + padded
+    """`wo` has another name in the file than in a model, because it lies there turned."""
+    names = {name: f"{name}.hidden_first" if _is_turned(name, shape) else name for name, shape in shapes.items()}
+    return header_of({names[name]: (num_experts, *_stored(name, shape)) for name, shape in shapes.items()}, dtype)

@@ -9,8 +9,9 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ from torch import Tensor
 
 MAX_TENSORS = 100_000
 _LENGTH_BYTES = 8
+_PAGE_BYTES = 4096
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def header_problem(head: bytes, size_bytes: int, max_header_bytes: int) -> str | None:
@@ -62,6 +65,27 @@ def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or none of it, also after a crash: written beside, synced, renamed."""
     with whole_file(path) as file:
         file.write(data)
+
+
+def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:
+    """The first bytes of a safetensors file whose tensors follow in this order, all of one type; the first begins at a page.
+
+    For files that are written bit by bit, because the library's own writer holds all tensors twice.
+    """
+    told: dict[str, object] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + prod(shape) * dtype.itemsize
+        told[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(told, separators=(",", ":")).encode()
+    padded = text.ljust(-(-(len(text) + _LENGTH_BYTES) // _PAGE_BYTES) * _PAGE_BYTES - _LENGTH_BYTES)
+    return struct.pack("<Q", len(padded)) + padded
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """What of a tensor stands in a safetensors file."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 @contextmanager
