@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from services.model.checkpoint import BaseModel, read_base
 from services.model.memory import budget_for
 
 MOVED_SHARE = 0.2  # of all tasks, from the others to the first type: what the next mix differs in
+TOLD_EVERY = 25  # pairs
 SPARE_BYTES = 4 << 30  # left free on the disk
 
 Tell = Callable[[str], None]
@@ -175,21 +176,23 @@ def _plan(
     return make_plan(profiles, mix, budget, allocation=PAPER.allocation, method=PAPER.method, present=present)
 
 
-def _aligned(scratch: Path, aligned: Aligned, requests: Mapping[str, Request], prepared: Prepared, tell: Tell) -> Prepared:
-    """Pairs that a plan for each task type alone or for all of them asks for."""
+def _aligned(scratch: Path, aligned: Aligned, requests: Mapping[str, Request], before: Prepared, tell: Tell) -> Prepared:
+    """Pairs that a plan for each task type alone or for all of them asks for. What they took is kept on the way: a run may end early."""
+    began_s = time.perf_counter()
+
+    def kept(done: int) -> Prepared:
+        aligned.save()
+        prepared = replace(before, num_pairs=before.num_pairs + done, align_s=before.align_s + time.perf_counter() - began_s)
+        (scratch / "prepared.json").write_text(json.dumps(asdict(prepared)))
+        return prepared
 
     def told(done: int, of: int) -> None:
-        if done % 25 == 0:
+        if done % TOLD_EVERY == 0:
             tell(f"prepare: pair {done} of {of} aligned")
+            kept(done)
 
-    began_s = time.perf_counter()
-    plans = [request.plan(mix) for request in requests.values() for mix in request.prepared_mixes()]
-    found = align_ahead(aligned, plans, told)
-    if found:
-        seconds = time.perf_counter() - began_s
-        prepared = Prepared(prepared.experts_s, prepared.peak_rss_bytes, prepared.num_pairs + found, prepared.align_s + seconds)
-        (scratch / "prepared.json").write_text(json.dumps(asdict(prepared)))
-    return prepared
+    found = align_ahead(aligned, [request.plan(mix) for request in requests.values() for mix in request.prepared_mixes()], told)
+    return kept(found) if found else before
 
 
 def _measured(base: BaseModel, aligned: Aligned, request: Request, options: MergeOptions, bandwidth: float, tell: Tell) -> RoutingFigures:

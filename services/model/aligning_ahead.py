@@ -39,6 +39,10 @@ def align_ahead(aligned: Aligned, plans: Iterable[MergePlan], tell: Tell | None 
             tell(done, len(missing))
         if done and done % _SAVED_EVERY == 0:
             aligned.save()
+        if done and pair[0] != missing[done - 1][0]:
+            aligned.release(missing[done - 1][0])
         aligned.order(*pair)
+    if missing:
+        aligned.release(missing[-1][0])
     aligned.save()
     return len(missing)

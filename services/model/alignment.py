@@ -56,6 +56,10 @@ class Aligned:
         orders = torch.from_numpy(np.stack([self.order(layer, group[0], expert) for expert in group])).to(stack.index_map.device)
         return {name: _reordered(weight[list(group)].float(), orders, hidden_axis(name)) for name, weight in stack.weights.items()}
 
+    def release(self, layer: int) -> None:
+        """Give back memory that a layer's experts can be read into again."""
+        self._experts[layer].release()
+
     def save(self) -> None:
         """Write what was found since the last time."""
         if self._path is None or len(self._orders) == self._num_saved:
