@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.model.tensor_files import header_of, raw_bytes, whole_file, write_atomically
+from services.model.tensor_files import raw_bytes, safetensors_header, whole_file, write_atomically
 
 INDEX = "model.safetensors.index.json"  # written last: where it is, the checkpoint is whole
 
@@ -63,7 +63,7 @@ def write_checkpoint(directory: Path, sizes: Sizes, tokenizer_dir: Path, tell: T
     for number, (shard, shapes) in enumerate(shards.items()):
         tell(f"checkpoint: part {number + 1} of {len(shards)}")
         with whole_file(directory / shard) as file:
-            file.write(header_of(shapes, torch.float32))
+            file.write(safetensors_header({name: (torch.float32, shape) for name, shape in shapes.items()}))
             for name, shape in shapes.items():
                 file.write(raw_bytes(_drawn(name, shape, generator)))
     weight_map = {name: shard for shard, shapes in shards.items() for name in shapes}

@@ -142,7 +142,7 @@ def _check_room(options: MergeOptions) -> None:
     needed = 8 * options.sizes.num_params + 2 * options.budget_bytes + SPARE_BYTES - there
     free = shutil.disk_usage(options.scratch).free
     if free < needed:
-        raise ValueError(f"scratch: {free / 1e9:.0f} GB are free in {options.scratch}, {needed / 1e9:.0f} GB are needed")
+        raise OSError(f"scratch: {free / 1e9:.0f} GB are free in {options.scratch}, {needed / 1e9:.0f} GB are needed")
 
 
 def _read(scratch: Path, tell: Tell) -> tuple[BaseModel, Prepared]:

@@ -12,6 +12,7 @@ from loadgen.bench.full_size import Sizes
 from services.core.merging.values import BaseProfiles, LayerStatistics
 from services.model.calibration import calibrate
 from services.model.checkpoint import read_base
+from services.model.errors import CheckpointError
 from services.tasks.scoring import SCORERS
 from services.tasks.sources import open_tasks
 
@@ -35,7 +36,7 @@ def measured(base: str, sizes: Sizes, model_dir: Path, tasks: str) -> BaseProfil
     trained = read_base(model_dir)
     shape = trained.model.shape
     if len(shape.layers) < sizes.num_moe_layers or min(layer.num_experts for layer in shape.layers) < sizes.num_experts:
-        raise ValueError(f"{model_dir}: fewer layers or experts than the model that is merged; give a model with as many")
+        raise CheckpointError(f"{model_dir}: fewer layers or experts than the model that is merged; give a model with as many")
     items = {t: task_set.of_type(t)[:NUM_ITEMS] for t in task_set.task_types}
     found = calibrate(trained, items, {t: SCORERS[name] for t, name in task_set.scorers.items()}).profiles
     return BaseProfiles(base, found.task_types, {t: _first(layers, sizes) for t, layers in found.statistics.items()})

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from services.model.errors import CheckpointError
 from services.model.families.base import OUT, ExpertStack
-from services.model.tensor_files import header_of, non_finite, raw_bytes, whole_file
+from services.model.tensor_files import non_finite, raw_bytes, safetensors_header, whole_file
 
 Shapes = Mapping[str, tuple[int, ...]]  # of one expert's matrices as a model has them, by name
 ReadMatrix = Callable[[str, int], Tensor]  # a matrix's name and the expert
@@ -81,4 +81,4 @@ def _num_bytes(num_experts: int, shapes: Shapes, dtype: torch.dtype) -> int:
 def _header(num_experts: int, shapes: Shapes, dtype: torch.dtype) -> bytes:
     """`wo` has another name in the file than in a model, because it lies there turned."""
     names = {name: f"{name}.hidden_first" if _is_turned(name, shape) else name for name, shape in shapes.items()}
-    return header_of({names[name]: (num_experts, *_stored(name, shape)) for name, shape in shapes.items()}, dtype)
+    return safetensors_header({names[name]: (dtype, (num_experts, *_stored(name, shape))) for name, shape in shapes.items()})

@@ -21,7 +21,10 @@ from torch import Tensor
 MAX_TENSORS = 100_000
 _LENGTH_BYTES = 8
 _PAGE_BYTES = 4096
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+DTYPES = {  # what safetensors calls them
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
 
 
 def header_problem(head: bytes, size_bytes: int, max_header_bytes: int) -> str | None:
@@ -67,18 +70,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:
-    """The first bytes of a safetensors file whose tensors follow in this order, all of one type; the first begins at a page.
+def safetensors_header(told: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> bytes:
+    """The first bytes of a safetensors file whose tensors follow in this order; the first begins at a page.
 
     For files that are written bit by bit, because the library's own writer holds all tensors twice.
     """
-    told: dict[str, object] = {}
+    header: dict[str, object] = {}
     offset = 0
-    for name, shape in shapes.items():
+    for name, (dtype, shape) in told.items():
         end = offset + prod(shape) * dtype.itemsize
-        told[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(told, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     padded = text.ljust(-(-(len(text) + _LENGTH_BYTES) // _PAGE_BYTES) * _PAGE_BYTES - _LENGTH_BYTES)
     return struct.pack("<Q", len(padded)) + padded
 
