@@ -13,15 +13,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from loadgen.bench import machine, routing
 from loadgen.bench.full_size import INDEX, Sizes, write_checkpoint
-from loadgen.bench.merge_rounds import Beside, Request, aligned_again, beside, drop_page_cache, remerge
+from loadgen.bench.merge_figures import MergeFigures, MergeOptions, NextMix, Prepared, RoutingFigures
+from loadgen.bench.merge_rounds import Beside, Request, aligned_again, beside, drop_page_cache, remerge, warm
 from services.core.merging.plan import make_plan
 from services.core.merging.present import changed_groups
 from services.core.merging.recipes import PAPER
@@ -36,82 +35,6 @@ TOLD_EVERY = 25  # pairs
 SPARE_BYTES = 4 << 30  # left free on the disk
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MergeOptions:
-    scratch: Path
-    sizes: Sizes = field(default_factory=Sizes)
-    budget_bytes: int = 2_000_000_000
-    rounds: int = 3
-    trained_model: Path = Path("infra/demo-model")  # whose routing the model is given
-    trained_tasks: str = "toy"
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What was done once for the base model, and what that took."""
-
-    experts_s: float = 0.0  # checkpoint read, checked, its experts written in the order of merging
-    peak_rss_bytes: int = 0
-    num_pairs: int = 0  # of experts, aligned
-    align_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class NextMix:
-    """A mix moved by `MOVED_SHARE`, planned against the version there is and merged beside its blobs."""
-
-    num_groups: int
-    changed_groups: int
-    pairs_missing: int  # that no prepared plan asked for: aligned first
-    align_s: float
-    remerge_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingFigures:
-    """Seconds are medians of the rounds. `remerge_s`: plan to synced blobs; `in_memory_s`: plan to merged experts, as the plain one's."""
-
-    experts_kept: int
-    experts_read: int
-    pairs: int  # aligned for this plan
-    remerge_s: float
-    slowest_remerge_s: float
-    cold_s: float
-    peak_rss_bytes: int
-    plan_s: float
-    in_memory_s: float
-    same_alignment_s: float
-    align_again_s: float  # from one layer
-    moved_bytes: int  # members read, merged experts written
-    limit_s: float  # at the measured bandwidth
-    groups_agree: bool  # the plain one's with the plan's
-    max_abs_diff: float
-    next_mix: NextMix | None
-
-    @property
-    def ratio_same_alignment(self) -> float:
-        return self.same_alignment_s / self.in_memory_s
-
-    @property
-    def ratio_align_again(self) -> float:
-        return self.align_again_s / self.in_memory_s
-
-    @property
-    def share_of_limit(self) -> float:
-        return self.limit_s / self.in_memory_s
-
-
-@dataclass(frozen=True, slots=True)
-class MergeFigures:
-    sizes: Sizes
-    budget_bytes: int
-    full_bytes: int
-    machine: Mapping[str, object]
-    bandwidth_bytes_per_s: float
-    prepared: Prepared
-    routings: Mapping[str, RoutingFigures]
 
 
 def measure(options: MergeOptions, tell: Tell) -> MergeFigures:
@@ -199,19 +122,21 @@ def _measured(base: BaseModel, aligned: Aligned, request: Request, options: Merg
     name = "/".join(request.profiles.task_types)
     mix = request.all_equally
     plan = request.plan(mix)
-    _warm(base)
     seconds, peaks = [], []
     for n in range(options.rounds):
-        tell(f"{name}: re-merge {n + 1} of {options.rounds}")
         store_dir = options.scratch / "store"
         shutil.rmtree(store_dir, ignore_errors=True)
+        for stack in base.model.experts:
+            warm(stack)
         reset_peak()
         began_s = time.perf_counter()
         refs = remerge(base, aligned, request.plan(mix), store_dir)
         seconds.append(time.perf_counter() - began_s)
         peaks.append(machine.peak_rss_bytes())
+        tell(f"{name}: re-merge {n + 1} of {options.rounds}: {seconds[-1]:.2f} s")
     tell(f"{name}: beside the plain one")
     compared = beside(base, aligned, request, plan, refs, store_dir, options.rounds)
+    tell(f"{name}: in memory {compared.ours_s:.2f} s, the plain one {compared.plain_s:.2f} s")
     tell(f"{name}: the plain one aligns one layer again")
     again_s = compared.plain_s + aligned_again(base, aligned, request, plan)
     next_mix = _next_mix(base, aligned, request, plan, store_dir, tell)
@@ -261,24 +186,17 @@ def _next_mix(base: BaseModel, aligned: Aligned, request: Request, plan: MergePl
     moved = request.moved(MOVED_SHARE)
     if moved is None:
         return None
-    after = request.plan(moved, plan)
-    missing = len(missing_pairs(aligned, [after]))
+    after, own = request.plan(moved, plan), aligned.apart()  # for another run, they are to be missing again
+    missing = len(missing_pairs(own, [after]))
     tell(f"next mix: {missing} pairs to align first")
     began_s = time.perf_counter()
-    align_ahead(aligned, [after])
+    align_ahead(own, [after])
     aligned_at_s = time.perf_counter()
-    remerge(base, aligned, request.plan(moved, plan), store_dir)
+    remerge(base, own, request.plan(moved, plan), store_dir)
     ended_s = time.perf_counter()
+    tell(f"next mix: aligned in {aligned_at_s - began_s:.2f} s, merged in {ended_s - aligned_at_s:.2f} s")
     changed = len(changed_groups(after, plan))
     return NextMix(after.experts_kept, changed, missing, aligned_at_s - began_s, ended_s - aligned_at_s)
-
-
-def _warm(base: BaseModel) -> None:
-    """Every expert into the page cache."""
-    for stack in base.model.experts:
-        for weight in stack.weights.values():
-            weight.sum(dtype=torch.float64)
-        stack.release()
 
 
 def reset_peak() -> None:

@@ -20,10 +20,13 @@ from services.core.merging.values import BaseProfiles, MergePlan
 from services.model.alignment import Aligned
 from services.model.blob_store import BlobStore
 from services.model.checkpoint import BaseModel
+from services.model.families.base import ExpertStack
 from services.model.families.tensors import read_json
 from services.model.manifest import BlobRef
 from services.model.merged_blobs import BuiltGroups, write_merged
 from services.model.merging import ingredients, merged_group
+
+_READ_BYTES = 16 << 20
 
 R = TypeVar("R")
 
@@ -86,7 +89,9 @@ def beside(
         plain_s.append(0.0)
         for number, layer in enumerate(plain):
             orders = _orders(aligned, number, plan)
+            warm(base.model.experts[number])
             ours_s[-1] += _seconds(lambda: _merged_layer(base, aligned, plan, number))[0]  # noqa: B023
+            warm_file(layer.file)
             seconds, experts = _seconds(lambda: merged(layer, orders))  # noqa: B023
             plain_s[-1] += seconds
             if n == 0:
@@ -120,6 +125,19 @@ def plain_layers(base: BaseModel, request: Request, plan: MergePlan) -> list[Pla
         file = base.directory / str(index[f"{prefix}.expert_0.wi.weight"])
         layers.append(PlainLayer(file, prefix, logits_of(statistic, number), dominants, [shares[e] for e in sorted(shares)]))
     return layers
+
+
+def warm(stack: ExpertStack) -> None:
+    """A layer's experts into the page cache."""
+    for weight in stack.weights.values():
+        weight.sum(dtype=torch.float64)
+    stack.release()
+
+
+def warm_file(path: Path) -> None:
+    with path.open("rb") as file:
+        while file.read(_READ_BYTES):
+            pass
 
 
 def drop_page_cache(base: BaseModel, directory: Path) -> None:

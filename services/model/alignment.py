@@ -46,6 +46,10 @@ class Aligned:
             found = self._orders[layer, first, second] = _match(self._experts[layer], first, second)
         return found if reference == first else np.argsort(found)
 
+    def apart(self) -> Aligned:
+        """The same orders; what is found from then on is not kept."""
+        return Aligned(self._experts, dict(self._orders), None)
+
     def has(self, layer: int, reference: int, expert: int) -> bool:
         """Whether their order was found before."""
         return reference == expert or (layer, min(reference, expert), max(reference, expert)) in self._orders

@@ -13,7 +13,8 @@ from transformers import SwitchTransformersForConditionalGeneration
 from typer.testing import CliRunner
 
 from loadgen.bench.full_size import Sizes, write_checkpoint
-from loadgen.bench.merge import MergeOptions, measure, remove
+from loadgen.bench.merge import measure, remove
+from loadgen.bench.merge_figures import MergeOptions
 from loadgen.bench.plain_m_smoe import matched
 from loadgen.bench.routing import logits_of
 from loadgen.cli.main import app

@@ -13,7 +13,7 @@ from loadgen.cli.console import command, in_bytes, in_seconds, print_json, stder
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 
 if TYPE_CHECKING:
-    from loadgen.bench.merge import MergeFigures, RoutingFigures
+    from loadgen.bench.merge_figures import MergeFigures, RoutingFigures
 
 TARGETS = {"remerge_s": 5.0, "ratio_align_again": 20.0, "ratio_same_alignment": 3.0, "max_abs_diff": 1e-5}
 
@@ -44,7 +44,8 @@ def merge(
     import torch
 
     from loadgen.bench.full_size import Sizes
-    from loadgen.bench.merge import MergeOptions, measure, remove
+    from loadgen.bench.merge import measure, remove
+    from loadgen.bench.merge_figures import MergeOptions
 
     torch.set_num_threads(threads)
     sizes = Sizes(d_model, d_ff, num_heads=heads, num_blocks=blocks, num_experts=experts, vocab_size=vocabulary)

@@ -74,7 +74,7 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         paths = [directory / str(name) for name in sorted(set(weight_map.values()))]
     else:
         pickles = sorted(path.name for path in directory.glob("*.bin"))
-        hint = f"; {pickles[0]} is a pickle and is never read: convert it to safetensors" if pickles else ""
+        hint = f"; {pickles[0]} is a pickle and is never read here: make safetensors of it with moedge import-checkpoint" if pickles else ""
         raise CheckpointError(f"{directory}: model.safetensors is missing{hint}")
     files: dict[str, Path] = {}
     for path in paths:
