@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 MAX_TENSORS = 100_000
 _LENGTH_BYTES = 8
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
 DTYPES = {  # what safetensors calls them
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.bool: "BOOL",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -70,10 +71,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def safetensors_header(told: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> bytes:
-    """The first bytes of a safetensors file whose tensors follow in this order; the first begins at a page.
+def safetensors_header(told: Mapping[str, tuple[torch.dtype, Sequence[int]]], aligned_bytes: int = PAGE_BYTES) -> bytes:
+    """The first bytes of a safetensors file whose tensors follow in this order; the first begins at a multiple of `aligned_bytes`.
 
-    For files that are written bit by bit, because the library's own writer holds all tensors twice.
+    For files that are written bit by bit, because the library's own writer copies all tensors more than once.
     """
     header: dict[str, object] = {}
     offset = 0
@@ -81,9 +82,19 @@ def safetensors_header(told: Mapping[str, tuple[torch.dtype, Sequence[int]]]) ->
         end = offset + prod(shape) * dtype.itemsize
         header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    padded = text.ljust(-(-(len(text) + _LENGTH_BYTES) // _PAGE_BYTES) * _PAGE_BYTES - _LENGTH_BYTES)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text.ljust(-(-(len(text) + _LENGTH_BYTES) // aligned_bytes) * aligned_bytes - _LENGTH_BYTES)
     return struct.pack("<Q", len(padded)) + padded
+
+
+def safetensors_chunks(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """What safetensors' `save` gives, byte for byte, in parts that are not copied where all tensors are of one type."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) != 1 or not dtypes <= DTYPES.keys():
+        return [save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})]
+    ordered = dict(sorted(tensors.items()))
+    header = safetensors_header({name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}, _LENGTH_BYTES)
+    return [header, *(raw_bytes(tensor) for tensor in ordered.values())]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
