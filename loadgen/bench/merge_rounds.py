@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from loadgen.bench.plain_m_smoe import Expert, PlainLayer, groups, merged
 from loadgen.bench.routing import equally, logits_of
@@ -24,7 +25,7 @@ from services.model.families.base import ExpertStack
 from services.model.families.tensors import read_json
 from services.model.manifest import BlobRef
 from services.model.merged_blobs import BuiltGroups, write_merged
-from services.model.merging import ingredients, merged_group
+from services.model.merging import ingredients, merged_group, new_room
 
 _READ_BYTES = 16 << 20
 
@@ -82,6 +83,7 @@ def beside(
     store = BlobStore(directory / "blobs", 1 << 62)
     plain = plain_layers(base, request, plan)
     groups_agree = all(groups(layer) == [list(group) for group in made.groups] for layer, made in zip(plain, plan.layers, strict=True))
+    rooms = [new_room(base.model.experts[0]) for _ in range(max(len(layer.groups) for layer in plan.layers))]
     plan_s, ours_s, plain_s, apart = [], [], [], 0.0
     for n in range(rounds):
         plan_s.append(_seconds(lambda: request.plan(request.all_equally))[0])
@@ -90,7 +92,7 @@ def beside(
         for number, layer in enumerate(plain):
             orders = _orders(aligned, number, plan)
             warm(base.model.experts[number])
-            ours_s[-1] += _seconds(lambda: _merged_layer(base, aligned, plan, number))[0]  # noqa: B023
+            ours_s[-1] += _seconds(lambda: _merged_layer(base, aligned, plan, number, rooms))[0]  # noqa: B023
             warm_file(layer.file)
             seconds, experts = _seconds(lambda: merged(layer, orders))  # noqa: B023
             plain_s[-1] += seconds
@@ -152,14 +154,16 @@ def drop_page_cache(base: BaseModel, directory: Path) -> None:
             os.close(descriptor)
 
 
-def _merged_layer(base: BaseModel, aligned: Aligned, plan: MergePlan, number: int) -> list[Expert]:
+def _merged_layer(base: BaseModel, aligned: Aligned, plan: MergePlan, number: int, rooms: Sequence[Mapping[str, Tensor]]) -> list[Expert]:
+    """As `write_merged` does it, memory of an earlier layer's experts used again."""
     stack = base.model.experts[number]
-    experts = [merged_group(stack, aligned, number, group) for group in ingredients(plan)[number]]
+    groups = ingredients(plan)[number]
+    experts = [dict(merged_group(stack, aligned, number, group, room)) for group, room in zip(groups, rooms, strict=False)]
     stack.release()
     return experts
 
 
-def _orders(aligned: Aligned, number: int, plan: MergePlan) -> dict[tuple[int, int], torch.Tensor]:
+def _orders(aligned: Aligned, number: int, plan: MergePlan) -> dict[tuple[int, int], Tensor]:
     """Those of all members. One that counts for nothing was never aligned: its order cannot matter, and the cheapest is given."""
     orders = {}
     for group in plan.layers[number].groups:

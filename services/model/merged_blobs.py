@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import blake3
+from torch import Tensor
 
 from services.core.merging.values import MergePlan
 from services.model.alignment import Aligned
@@ -21,7 +22,7 @@ from services.model.blob_store import BlobStore
 from services.model.checkpoint import BaseModel
 from services.model.families.base import ExpertStack
 from services.model.manifest import GROUP, BlobRef
-from services.model.merging import Ingredients, check_layers, index_map, ingredients, is_unmerged, merged_group
+from services.model.merging import Ingredients, check_layers, index_map, ingredients, is_unmerged, merged_group, new_room
 from services.model.tensor_files import write_atomically
 
 _FORMAT = 1  # raise it when the same ingredients would give another expert
@@ -58,15 +59,8 @@ def write_merged(base: BaseModel, aligned: Aligned, plan: MergePlan, store: Blob
     """A blob for every group, in the order of layers and groups; few groups are held at a time, and of the base a layer."""
     check_layers(base, plan)
     refs: list[BlobRef] = []
-    waiting: deque[tuple[int, int, Ingredients, Future[Blob]]] = deque()
-
-    def written() -> None:
-        layer, row, group, future = waiting.popleft()
-        blob = future.result()
-        built.add(layer, group, blob)
-        refs.append(BlobRef(*blob, GROUP, layer, row))
-
-    with ThreadPoolExecutor(_NUM_WRITERS, "blobs") as writers:
+    with ThreadPoolExecutor(_NUM_WRITERS, "blobs") as threads:
+        writing = _Writing(threads, store, built)
         for layer, groups in enumerate(ingredients(plan)):
             stack = base.model.experts[layer]
             for row, group in enumerate(groups):
@@ -74,13 +68,58 @@ def write_merged(base: BaseModel, aligned: Aligned, plan: MergePlan, store: Blob
                 if held is not None and store.has(held[0]):
                     refs.append(BlobRef(*held, GROUP, layer, row))
                     continue
-                if len(waiting) > _MAX_WAITING:
-                    written()
-                waiting.append((layer, row, group, writers.submit(store.put, merged_group(stack, aligned, layer, group))))
+                room = writing.room(stack)
+                writing.put(_Task(layer, row, group, room), merged_group(stack, aligned, layer, group, room))
             stack.release()
-        while waiting:
-            written()
+        refs += writing.finished()
     return sorted(refs, key=lambda ref: (ref.layer, ref.group))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    layer: int
+    row: int
+    group: Ingredients
+    room: Mapping[str, Tensor]
+
+
+class _Writing:
+    """Merged groups on their way into the store. Memory of what is written is used again: new memory costs as much as merging."""
+
+    def __init__(self, threads: Executor, store: BlobStore, built: BuiltGroups) -> None:
+        self._threads = threads
+        self._store = store
+        self._built = built
+        self._waiting: deque[tuple[_Task, Future[Blob]]] = deque()
+        self._rooms: list[Mapping[str, Tensor]] = []
+        self._refs: list[BlobRef] = []
+
+    def room(self, stack: ExpertStack) -> Mapping[str, Tensor]:
+        """For the next merged expert. Waits where too many are still to be written."""
+        if len(self._waiting) > _MAX_WAITING:
+            self._finish_oldest()
+        shapes = {name: weight.shape[1:] for name, weight in stack.weights.items()}
+        while self._rooms:
+            room = self._rooms.pop()
+            if {name: tensor.shape for name, tensor in room.items()} == shapes:
+                return room
+        return new_room(stack)
+
+    def put(self, task: _Task, expert: Mapping[str, Tensor]) -> None:
+        self._waiting.append((task, self._threads.submit(self._store.put, expert)))
+
+    def finished(self) -> list[BlobRef]:
+        """All of them, once they are there."""
+        while self._waiting:
+            self._finish_oldest()
+        return self._refs
+
+    def _finish_oldest(self) -> None:
+        task, future = self._waiting.popleft()
+        blob = future.result()
+        self._rooms.append(task.room)
+        self._built.add(task.layer, task.group, blob)
+        self._refs.append(BlobRef(*blob, GROUP, task.layer, task.row))
 
 
 def read_merged(base: BaseModel, plan: MergePlan, refs: Sequence[BlobRef], store: BlobStore) -> list[ExpertStack]:

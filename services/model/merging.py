@@ -6,7 +6,7 @@ nothing are neither read nor aligned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from services.model.alignment import Aligned, hidden_axis
 from services.model.checkpoint import BaseModel
 from services.model.families.base import ExpertStack
 from services.model.merges import MergeMethod, MergeShares, merge_method, merge_shares
+
+_PART_BYTES = 2 << 20  # of a merged matrix at a time: what stays in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +61,31 @@ def check_layers(base: BaseModel, plan: MergePlan) -> None:
         raise ValueError(f"plan: {len(plan.layers)} layers for a model with {len(base.model.experts)} MoE layers; plan for this base model")
 
 
-def merged_group(stack: ExpertStack, aligned: Aligned, number: int, group: Ingredients) -> dict[str, Tensor]:
-    """The weights of one merged expert of layer `number`, in the stack's dtype."""
+def merged_group(
+    stack: ExpertStack, aligned: Aligned, number: int, group: Ingredients, room: Mapping[str, Tensor] | None = None
+) -> Mapping[str, Tensor]:
+    """The weights of one merged expert of layer `number`, in the stack's dtype: written into `room` (`new_room`) where one is given.
+
+    A group that is one expert as it is needs no room: its weights are views.
+    """
     if group.is_one_expert:
         return {name: weight[group.reference] for name, weight in stack.weights.items()}
+    made = room or new_room(stack)
     if group.rule:
         shares = torch.tensor(group.shares, dtype=torch.float32, device=stack.index_map.device)
         rule: MergeMethod = merge_method(group.rule)
-        members = aligned.members(number, group.members)
-        return {name: rule(members[name], shares).to(weight.dtype) for name, weight in stack.weights.items()}
+        for name, members in aligned.members(number, group.members).items():
+            made[name].copy_(rule(members, shares))
+        return made
     orders = [torch.from_numpy(aligned.order(number, group.reference, member)).to(stack.index_map.device) for member in group.members]
-    return {
-        name: _weighted_sum(weight, hidden_axis(name), group, orders).to(weight.dtype, memory_format=torch.contiguous_format)
-        for name, weight in stack.weights.items()
-    }
+    for name, weight in stack.weights.items():
+        _write_weighted_sum(weight, hidden_axis(name), group, orders, made[name])
+    return made
+
+
+def new_room(stack: ExpertStack) -> dict[str, Tensor]:
+    """Memory for one merged expert."""
+    return {name: torch.empty(weight.shape[1:], dtype=weight.dtype, device=weight.device) for name, weight in stack.weights.items()}
 
 
 def is_unmerged(stack: ExpertStack, plan: LayerPlan) -> bool:
@@ -97,28 +110,35 @@ def _merged_layer(stack: ExpertStack, aligned: Aligned, number: int, plan: Layer
         return stack
     merged = {name: weight.new_empty((len(groups), *weight.shape[1:])) for name, weight in stack.weights.items()}
     for row, group in enumerate(groups):
-        for name, weight in merged_group(stack, aligned, number, group).items():
-            merged[name][row] = weight
+        room = {name: weight[row] for name, weight in merged.items()}
+        made = merged_group(stack, aligned, number, group, room)
+        if made is not room:
+            for name, weight in made.items():
+                merged[name][row] = weight
     return ExpertStack(merged, index_map(stack, plan))
 
 
-def _weighted_sum(weight: Tensor, axis: int, group: Ingredients, orders: Sequence[Tensor]) -> Tensor:
-    """Σ share · member, its hidden units in the reference's order, float32: one expert's matrix in the model's layout.
+def _write_weighted_sum(weight: Tensor, axis: int, group: Ingredients, orders: Sequence[Tensor], made: Tensor) -> None:
+    """Σ share · member, its hidden units in the reference's order, summed in float32: one expert's matrix in the model's layout.
 
-    Rows are hidden units, so that a sum over reordered members is a bag of rows: each is read once and no reordered copy is made.
+    Rows are hidden units, so that a sum over reordered members is a bag of rows: each is read once and no reordered copy is made. A part
+    at a time, which is turned and cast on its way from the cache.
     """
     rows = weight.transpose(1, 2) if axis == 2 else weight
+    into = made.T if axis == 2 else made
     members: Sequence[int] = group.members
     if rows.dtype != torch.float32 or not rows.is_contiguous():
         rows = torch.stack([_plain(rows[member]) for member in members])
         members = range(len(members))
-    num_units = rows.shape[1]
+    num_units, width = rows.shape[1], rows[0, 0].numel()
+    table = rows.reshape(-1, width)
     places = torch.stack([order + member * num_units for member, order in zip(members, orders, strict=True)], 1)
     shares = torch.tensor(group.shares, dtype=torch.float32, device=rows.device).expand(num_units, -1).contiguous()
-    summed = F.embedding_bag(places, rows.reshape(-1, rows[0, 0].numel()), mode="sum", per_sample_weights=shares)
-    if weight.dim() == 2:
-        return summed.squeeze(1)
-    return torch.empty(weight.shape[1:], device=rows.device).copy_(summed.T) if axis == 2 else summed
+    part = max(1, _PART_BYTES // (4 * width))
+    for begin in range(0, num_units, part):
+        of_part = slice(begin, begin + part)
+        summed = F.embedding_bag(places[of_part], table, mode="sum", per_sample_weights=shares[of_part])
+        into[of_part] = summed.view(into[of_part].shape)
 
 
 def _plain(matrix: Tensor) -> Tensor:
