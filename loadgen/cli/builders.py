@@ -20,5 +20,6 @@ def open_builder(model: str, calibration: TaskSet, dtype: str, device: str, num_
     from services.model.checkpoint import read_base
 
     torch.set_num_threads(num_threads)
-    base = read_base(model, dtype, device)
-    return Builder(base, calibration, cache_or_home(cache) / "merger" / base.base_id)
+    cache_dir = cache_or_home(cache) / "merger"
+    base = read_base(model, dtype, device, cache_dir=cache_dir)
+    return Builder(base, calibration, cache_dir / base.base_id)

@@ -6,7 +6,24 @@ from pathlib import Path
 
 import typer
 
-from loadgen.cli import bench, certs, demo, edges, explain, infer, merge, profile, replay, reproduce, serve, simulate, status, topics, up
+from loadgen.cli import (
+    bench,
+    certs,
+    demo,
+    edges,
+    explain,
+    import_checkpoint,
+    infer,
+    merge,
+    profile,
+    replay,
+    reproduce,
+    serve,
+    simulate,
+    status,
+    topics,
+    up,
+)
 from loadgen.cli.compiled import refuse_stale
 from loadgen.cli.console import command
 
@@ -37,6 +54,7 @@ app.command()(reproduce.reproduce)
 app.command()(demo.demo)
 app.command()(merge.merge)
 app.command()(profile.profile)
+app.command()(import_checkpoint.import_checkpoint)
 app.command()(topics.topics)
 app.command()(certs.certs)
 app.add_typer(bench.app, name="bench")

@@ -116,14 +116,15 @@ class Merger:
 
 def prepared_builder(settings: MergerSettings) -> Builder:
     """A builder whose base model is read, calibrated and aligned (from its cache where that was done before)."""
-    base = read_base(settings.model, settings.dtype, settings.device, settings.max_prompt_tokens)
+    cache_dir = settings.cache_dir.expanduser()
+    base = read_base(settings.model, settings.dtype, settings.device, settings.max_prompt_tokens, cache_dir)
     build_settings = BuildSettings(
         profiled_items=settings.profiled_items,
         measured_items=settings.measured_items,
         cache_limit_bytes=settings.cache_limit_bytes,
         reserve_bytes=settings.reserve_bytes,
     )
-    builder = Builder(base, open_tasks(settings.tasks, "calibration"), settings.cache_dir.expanduser() / base.base_id, build_settings)
+    builder = Builder(base, open_tasks(settings.tasks, "calibration"), cache_dir / base.base_id, build_settings)
     builder.reclaim(SystemClock().wall().timestamp() - UNFINISHED_S)
     builder.prepare()
     return builder

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from scipy.optimize import linear_sum_assignment  # type: ignore[attr-defined,unused-ignore]  # re-exported without saying so
 from torch import Tensor
 
+from services.model.assignment import best_assignment
 from services.model.checkpoint import BaseModel
 from services.model.families.base import OUT, ExpertStack
 from services.model.tensor_files import header_problem, write_atomically
@@ -46,11 +46,23 @@ class Aligned:
             found = self._orders[layer, first, second] = _match(self._experts[layer], first, second)
         return found if reference == first else np.argsort(found)
 
+    def apart(self) -> Aligned:
+        """The same orders; what is found from then on is not kept."""
+        return Aligned(self._experts, dict(self._orders), None)
+
+    def has(self, layer: int, reference: int, expert: int) -> bool:
+        """Whether their order was found before."""
+        return reference == expert or (layer, min(reference, expert), max(reference, expert)) in self._orders
+
     def members(self, layer: int, group: Sequence[int]) -> dict[str, Tensor]:
         """Weights of a group's experts in the order of the first, float32: (len(group), *matrix_shape) each."""
         stack = self._experts[layer]
         orders = torch.from_numpy(np.stack([self.order(layer, group[0], expert) for expert in group])).to(stack.index_map.device)
         return {name: _reordered(weight[list(group)].float(), orders, hidden_axis(name)) for name, weight in stack.weights.items()}
+
+    def release(self, layer: int) -> None:
+        """Give back memory that a layer's experts can be read into again."""
+        self._experts[layer].release()
 
     def save(self) -> None:
         """Write what was found since the last time."""
@@ -79,7 +91,7 @@ def align(base: BaseModel, cache_dir: Path | None = None) -> Aligned:
 def _match(stack: ExpertStack, reference: int, expert: int) -> NDArray[np.int64]:
     matrices = [(_hidden_first(name, weight[reference]), _hidden_first(name, weight[expert])) for name, weight in stack.weights.items()]
     gain = torch.stack([kept @ moved.T for kept, moved in matrices]).sum(0)
-    return np.asarray(linear_sum_assignment(gain.numpy(), maximize=True)[1], dtype=np.int64)
+    return best_assignment(gain.numpy())
 
 
 def hidden_axis(name: str) -> int:

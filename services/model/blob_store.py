@@ -12,11 +12,11 @@ from pathlib import Path
 
 import blake3
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from services.model.errors import BlobError
-from services.model.tensor_files import header_problem, non_finite, write_atomically
+from services.model.tensor_files import header_problem, non_finite, safetensors_chunks, whole_file
 
 MAX_HEADER_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -33,11 +33,15 @@ class BlobStore:
 
     def put(self, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
         """Digest and size of the blob that holds `tensors`; writes it unless it is there."""
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
-        digest = blake3.blake3(data).hexdigest()
+        chunks = safetensors_chunks(tensors)
+        hashed = blake3.blake3()
+        for chunk in chunks:
+            hashed.update(chunk)
+        digest = hashed.hexdigest()
         if not self.has(digest):
-            write_atomically(self.directory / digest, data)
-        return digest, len(data)
+            with whole_file(self.directory / digest) as file:
+                file.writelines(chunks)
+        return digest, sum(len(chunk) for chunk in chunks)
 
     def read(self, digest: str) -> dict[str, Tensor]:
         """Tensors of a blob, its bytes checked against its name and every value checked to be finite."""

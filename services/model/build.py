@@ -20,8 +20,9 @@ import numpy as np
 from moedge.v1 import merger_pb2
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
-from services.core.merging.recipes import BEST, CANDIDATES, PRODUCT
+from services.core.merging.recipes import BEST, CANDIDATES, PAPER, PRODUCT
 from services.core.merging.values import ExpertForm, Frequencies, LayerPlan, MergePlan
+from services.model.aligning_ahead import align_ahead
 from services.model.alignment import Aligned, align
 from services.model.blob_store import BlobStore
 from services.model.calibration import Calibration, Measured, Scorer, calibrate, calibration_id, measure
@@ -30,8 +31,9 @@ from services.model.errors import BlobError
 from services.model.expert_store import ServedModel, read_model, write_experts, write_rest
 from services.model.families.base import MoeModel
 from services.model.greedy import greedy
-from services.model.manifest import CheckPrompt, ModelManifest, mixed_frequencies
+from services.model.manifest import BlobRef, CheckPrompt, ModelManifest, mixed_frequencies
 from services.model.memory import budget_for, unique_bytes
+from services.model.merged_blobs import BuiltGroups, read_merged, write_merged
 from services.model.merging import merged_experts
 from services.model.recovery import Example, RecoveryOptions, examples, recover
 from services.model.tensor_files import write_atomically
@@ -108,13 +110,25 @@ class Builder:
         return align(self.base, self.cache_dir)
 
     @cached_property
+    def _built(self) -> BuiltGroups:
+        return BuiltGroups(self.cache_dir / f"groups-{self.base.base_id}-{self.base.dtype}.json", self.base)
+
+    @cached_property
     def _calibration_id(self) -> str:
         return calibration_id(self.base, self._items)
 
-    def prepare(self) -> None:
-        """The work that is done once per base model."""
+    def prepare(self, budgets_bytes: Sequence[int] = (), options: BuildOptions | None = None) -> None:
+        """The work that is done once per base model.
+
+        With budgets, also the orders of experts that merges for one task type or for all ask for in such memories. Those that only
+        another mix asks for are found with it.
+        """
         assert self.calibration
         assert self.aligned
+        task_types = self.calibration.profiles.task_types
+        mixes = [*({t: 1.0} for t in task_types), dict.fromkeys(task_types, 1 / len(task_types))]
+        wanted = replace(options or BuildOptions(), method=PAPER.method)  # no other method asks for more pairs
+        align_ahead(self.aligned, [self.plan(mix, budget, wanted) for budget in budgets_bytes for mix in mixes])
 
     def reclaim(self, left_before_s: float) -> None:
         """Drop what a killed process left half written, untouched since that time, and what the limit asks for."""
@@ -141,14 +155,11 @@ class Builder:
         cached = self.manifest(version)
         if cached is not None and not self.store.missing(cached.digests):
             return replace(cached, budget_bytes=budget_bytes)
-        model, before, measured = self._made(plan, mix, clock)
+        model, experts, before, measured = self._made(plan, mix, clock)
         with clock.phase("check", 0.85):
             checks = self._check_prompts(model, measured)
         with clock.phase("write", 0.9):
-            blobs = [
-                *write_experts(self.store, model.experts),
-                write_rest(self.store, model, self.base.config_json, self.base.tokenizer),
-            ]
+            blobs = [*experts, write_rest(self.store, model, self.base.config_json, self.base.tokenizer)]
         manifest = ModelManifest(
             version=version,
             base_model=self.base.base_id,
@@ -242,20 +253,36 @@ class Builder:
         told = [_RECIPE, plan.plan_id, self.base.dtype, self._calibration_id, self.settings.measured_items, sorted(mix.items()), recipe]
         return blake3.blake3(json.dumps(told, sort_keys=True).encode()).hexdigest(length=8)
 
-    def _made(self, plan: MergePlan, mix: Mapping[str, float], clock: _Phases) -> tuple[MoeModel, Measured, Measured]:
-        """The model of a plan, measured before recovery and after it."""
+    def _made(self, plan: MergePlan, mix: Mapping[str, float], clock: _Phases) -> tuple[MoeModel, list[BlobRef], Measured, Measured]:
+        """The model of a plan with the blobs of its experts, measured before recovery and after it."""
         with clock.phase("merge", 0.2):
-            model = self.base.model.with_experts(merged_experts(self.base, self.aligned, plan))
-            self.aligned.save()
+            experts, model = self._merged(plan)
         before: Measured | None = None
         if plan.recovery_steps > 0:
             with clock.phase("measure_before_recovery", 0.3):
                 before = self._measured(model)
             with clock.phase("recover", 0.4):
                 model = self._recovered(model, mix, plan.recovery_steps)
+                experts = write_experts(self.store, model.experts)
         with clock.phase("measure", 0.7):
             measured = self._measured(model)
-        return model, before or measured, measured
+        return model, experts, before or measured, measured
+
+    def _merged(self, plan: MergePlan) -> tuple[list[BlobRef], MoeModel]:
+        """Blobs of a plan's experts, and the model that they are."""
+        refs = self._written(plan)
+        try:
+            stacks = read_merged(self.base, plan, refs, self.store)
+        except BlobError:  # one that an earlier build left was damaged, is dropped now, and is merged again
+            refs = self._written(plan)
+            stacks = read_merged(self.base, plan, refs, self.store)
+        return refs, self.base.model.with_experts(stacks)
+
+    def _written(self, plan: MergePlan) -> list[BlobRef]:
+        refs = write_merged(self.base, self.aligned, plan, self.store, self._built)
+        self.aligned.save()
+        self._built.save(self.store)
+        return refs
 
     def _measured(self, model: MoeModel) -> Measured:
         items = self._of_each(self.settings.measured_items)

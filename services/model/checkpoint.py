@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import blake3
+from torch import Tensor
 
 from services.model.device import pick_device
 from services.model.errors import CheckpointError
 from services.model.families import family_of
 from services.model.families.base import MoeModel
 from services.model.families.tensors import read_json
+from services.model.mapped_experts import MappedExperts
 from services.model.memory import dtype_of, unique_bytes
 from services.model.tensor_files import file_header_problem, non_finite
 from services.model.tokenizer import Tokenizer
@@ -38,18 +40,24 @@ class BaseModel:
         return (self.directory / "config.json").read_text(encoding="utf-8")
 
 
-def read_base(source: str | Path, dtype: str = "float32", device: str = "cpu", max_prompt_tokens: int | None = None) -> BaseModel:
-    """Read a checkpoint directory or hub id, every weight cast to `dtype`."""
+def read_base(
+    source: str | Path, dtype: str = "float32", device: str = "cpu", max_prompt_tokens: int | None = None, cache_dir: Path | None = None
+) -> BaseModel:
+    """Read a checkpoint directory or hub id, every weight cast to `dtype`.
+
+    With `cache_dir`, experts are kept there once more, below the model's id, and mapped into memory instead of held (on a CPU).
+    """
     torch_dtype, torch_device = dtype_of(dtype), pick_device(device)
     directory = _directory_of(source)
     family = family_of(read_json(directory / "config.json"))
     tokenizer = Tokenizer(directory, max_prompt_tokens)
     weight_files = _weight_files(directory)
-    model = family.read(directory, torch_dtype, torch_device)
-    broken = non_finite(model.parameters())
+    base_id = _content_id([*weight_files, directory / "config.json", directory / "tokenizer.json"])
+    experts_dir = None if cache_dir is None else cache_dir / base_id / f"experts-{dtype}"
+    model = family.read(directory, torch_dtype, torch_device, experts_dir)
+    broken = non_finite(_held(model))
     if broken is not None:
         raise CheckpointError(f"{directory}: tensor {broken!r} holds NaN or infinity in {dtype}; use a checkpoint that was saved whole")
-    base_id = _content_id([*weight_files, directory / "config.json", directory / "tokenizer.json"])
     return BaseModel(model, tokenizer, base_id, directory, dtype, unique_bytes(model))
 
 
@@ -86,8 +94,14 @@ def _weight_files(directory: Path) -> list[Path]:
     return paths
 
 
+def _held(model: MoeModel) -> dict[str, Tensor]:
+    """Parameters but those in mapped files, which were checked when these were written."""
+    mapped = {id(weight) for stack in model.experts if isinstance(stack, MappedExperts) for weight in stack.weights.values()}
+    return {name: tensor for name, tensor in model.parameters().items() if id(tensor) not in mapped}
+
+
 def _content_id(paths: list[Path]) -> str:
-    digest = blake3.blake3()
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO)
     for path in paths:
         digest.update(path.name.encode()).update(path.stat().st_size.to_bytes(8, "little"))
         digest.update_mmap(path)

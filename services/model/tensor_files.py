@@ -9,14 +9,23 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import IO
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 MAX_TENSORS = 100_000
 _LENGTH_BYTES = 8
+PAGE_BYTES = 4096
+DTYPES = {  # what safetensors calls them
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
 
 
 def header_problem(head: bytes, size_bytes: int, max_header_bytes: int) -> str | None:
@@ -58,11 +67,49 @@ def non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or none of it, also after a crash: written beside, synced, renamed."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def safetensors_header(told: Mapping[str, tuple[torch.dtype, Sequence[int]]], aligned_bytes: int = PAGE_BYTES) -> bytes:
+    """The first bytes of a safetensors file whose tensors follow in this order; the first begins at a multiple of `aligned_bytes`.
+
+    For files that are written bit by bit, because the library's own writer copies all tensors more than once.
+    """
+    header: dict[str, object] = {}
+    offset = 0
+    for name, (dtype, shape) in told.items():
+        end = offset + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text.ljust(-(-(len(text) + _LENGTH_BYTES) // aligned_bytes) * aligned_bytes - _LENGTH_BYTES)
+    return struct.pack("<Q", len(padded)) + padded
+
+
+def safetensors_chunks(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """What safetensors' `save` gives, byte for byte, in parts that are not copied where all tensors are of one type."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) != 1 or not dtypes <= DTYPES.keys():
+        return [save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})]
+    ordered = dict(sorted(tensors.items()))
+    header = safetensors_header({name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}, _LENGTH_BYTES)
+    return [header, *(raw_bytes(tensor) for tensor in ordered.values())]
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """What of a tensor stands in a safetensors file."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written bit by bit that appears under its name when all of it is there, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)

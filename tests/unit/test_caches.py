@@ -106,7 +106,7 @@ def test_the_merger_stays_within_its_limit_over_many_builds_and_names_only_versi
             kept = builder.manifest(path.stem)
             assert kept is not None
             assert not builder.store.missing(kept.digests), "a version that it names can be fetched"
-    assert 1 < len(list(manifests.glob("*.pb"))) < NUM_VERSIONS
+    assert 1 < len(list(manifests.glob("*.pb"))) < len(list((builder.cache_dir / "plans").glob("*.json"))), "some had to go"
     assert builder.build(mixes()[0], budget).version == unlimited.build(mixes()[0], budget).version
 
 

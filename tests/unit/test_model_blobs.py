@@ -18,6 +18,7 @@ from services.model.checkpoint import read_base
 from services.model.errors import BlobError
 from services.model.expert_store import read_experts, read_model
 from services.model.manifest import ModelManifest
+from services.model.tensor_files import safetensors_chunks
 from tests.unit.pico import pico_tasks, write_pico_checkpoint
 
 PROMPTS = [[5, 9, 11, 1], [7, 1], [20, 21, 22, 23, 1]]
@@ -59,6 +60,16 @@ def copied(source: BlobStore, directory: Path, digests) -> BlobStore:
             target.append(digest, target.staged_bytes(digest), chunk)
         target.commit(digest, source.size_bytes(digest))
     return target
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("shape", [(3, 5), (7,), (), (0, 4)])
+def test_blobs_are_what_safetensors_writes(dtype, shape):
+    tensors = {name: torch.ones(shape, dtype=dtype) for name in ("wo", "a.ä", "wi", 'file:x"y')}
+    tensors["turned"] = torch.arange(6).to(dtype).view(2, 3).T
+    assert b"".join(safetensors_chunks(tensors)) == save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    mixed = {**tensors, "other": torch.ones(2, dtype=torch.float64)}
+    assert b"".join(safetensors_chunks(mixed)) == save({name: tensor.contiguous() for name, tensor in mixed.items()})
 
 
 def test_equal_tensors_are_one_blob(store):

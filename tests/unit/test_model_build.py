@@ -11,6 +11,7 @@ import torch
 from services.core.merging.errors import BudgetError, MixError, OptionError
 from services.core.merging.recipes import CANDIDATES
 from services.core.merging.values import normalised
+from services.model.aligning_ahead import missing_pairs
 from services.model.alignment import align
 from services.model.build import Builder, BuildOptions, BuildSettings
 from services.model.calibration import calibrate, measure
@@ -216,6 +217,16 @@ def test_recovery_keeps_the_stored_dtype(base):
 def test_alignment_is_shared_by_builders_of_one_cache(base, tmp_path):
     make_builder(base, tmp_path).build(EVEN, base.full_bytes // 2)
     assert align(base, tmp_path)._orders
+
+
+def test_prepared_memories_leave_no_order_to_be_found_for_a_task_type_alone_or_all_equally(base, tmp_path):
+    builder, budget = make_builder(base, tmp_path), base.full_bytes // 2
+    builder.prepare()
+    plans = [builder.plan(mix, budget, BuildOptions("m-smoe")) for mix in ({"left": 1.0}, {"right": 1.0}, EVEN)]
+    assert missing_pairs(builder.aligned, plans)
+    builder.prepare([budget])
+    assert not missing_pairs(builder.aligned, plans)
+    assert not missing_pairs(align(base, tmp_path), plans), "they are kept for the next builder"
 
 
 def test_the_cache_limit_is_kept_and_the_latest_version_spared(base, tmp_path):

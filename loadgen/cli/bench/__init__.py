@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from loadgen.cli.bench.broker import broker
+from loadgen.cli.bench.merge import merge
 from loadgen.cli.bench.simulator import simulator
 
 app = typer.Typer(no_args_is_help=True, help="Measure ours beside the alternative, in one run.")
@@ -16,4 +17,5 @@ def bench() -> None:
 
 
 app.command()(broker)
+app.command()(merge)
 app.command()(simulator)

@@ -62,6 +62,9 @@ class ExpertStack:
     def num_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.weights.values())
 
+    def release(self) -> None:
+        """Give back memory whose content can be read again from where it came; weights keep their values. Here there is none."""
+
 
 class Recorder(Protocol):
     """Sees every routing choice. Padding never reaches it."""
@@ -141,8 +144,11 @@ class Family(Protocol):
         """Whether this `config.json` is of this family (`model_type`, `architectures`)."""
         ...
 
-    def read(self, directory: Path, dtype: torch.dtype, device: torch.device) -> MoeModel:
-        """Raises `services.model.errors.CheckpointError` naming the file or tensor that is missing or wrong."""
+    def read(self, directory: Path, dtype: torch.dtype, device: torch.device, experts_dir: Path | None = None) -> MoeModel:
+        """With `experts_dir` experts are kept there and mapped into memory, instead of held.
+
+        Raises `services.model.errors.CheckpointError` naming the file or tensor that is missing or wrong.
+        """
         ...
 
     def assemble(self, config: Mapping[str, object], tensors: Mapping[str, Tensor], experts: Sequence[ExpertStack]) -> MoeModel:

@@ -279,10 +279,10 @@ class DecoderFamily:
     def accepts(self, config: Mapping[str, object]) -> bool:
         return config.get("model_type") == self.name
 
-    def read(self, directory: Path, dtype: torch.dtype, device: torch.device) -> DecoderModel:
+    def read(self, directory: Path, dtype: torch.dtype, device: torch.device, experts_dir: Path | None = None) -> DecoderModel:
         path = directory / "config.json"
         config = self._checked(Fields(read_json(path), str(path)))
-        tensors, experts = read_tensors(config, self.naming, TensorSource(directory, dtype, device))
+        tensors, experts = read_tensors(config, self.naming, TensorSource(directory, dtype, device, experts_dir))
         return DecoderModel(self.name, config, tensors, experts)
 
     def assemble(self, config: Mapping[str, object], tensors: Mapping[str, Tensor], experts: Sequence[ExpertStack]) -> DecoderModel:

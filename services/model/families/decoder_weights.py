@@ -53,11 +53,9 @@ def read_tensors(config: DecoderConfig, naming: Naming, source: TensorSource) ->
 
 
 def _read_stack(config: DecoderConfig, naming: Naming, source: TensorSource, layer: int) -> ExpertStack:
-    weights = {
-        matrix: torch.stack([source.read(naming.expert(layer, expert, matrix), *shape) for expert in range(config.num_experts)])
-        for matrix, shape in expert_shapes(config, config.d_ff).items()
-    }
-    return ExpertStack(weights, torch.arange(config.num_experts, device=weights["wo"].device))
+    shapes = expert_shapes(config, config.d_ff)
+    names = {matrix: [naming.expert(layer, expert, matrix) for expert in range(config.num_experts)] for matrix in shapes}
+    return source.experts(f"layer.{layer}", names, shapes)
 
 
 def check_tensors(config: DecoderConfig, tensors: Mapping[str, Tensor], experts: Sequence[ExpertStack]) -> None:

@@ -301,12 +301,12 @@ class SwitchFamily:
     def accepts(self, config: Mapping[str, object]) -> bool:
         return config.get("model_type") == "switch_transformers"
 
-    def read(self, directory: Path, dtype: torch.dtype, device: torch.device) -> SwitchModel:
+    def read(self, directory: Path, dtype: torch.dtype, device: torch.device, experts_dir: Path | None = None) -> SwitchModel:
         config = read_config(directory)
         if config.dense_act_fn not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise CheckpointError(f"{directory / 'config.json'}: dense_act_fn {config.dense_act_fn!r} is not supported; known are {known}")
-        reader = SwitchReader(config, TensorSource(directory, dtype, device))
+        reader = SwitchReader(config, TensorSource(directory, dtype, device, experts_dir))
         weights = reader.read()
         return SwitchModel(config, weights, reader.experts, reader.layer_names)
 

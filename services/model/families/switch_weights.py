@@ -212,9 +212,8 @@ class SwitchReader:
     def _experts(self, mlp: str) -> ExpertStack:
         source, config = self._source, self._config
         names = [f"{mlp}.experts.expert_{index}" for index in range(config.num_experts)]
-        wi = torch.stack([source.read(f"{name}.wi.weight", config.d_ff, config.d_model) for name in names])
-        wo = torch.stack([source.read(f"{name}.wo.weight", config.d_model, config.d_ff) for name in names])
-        return ExpertStack({"wi": wi, "wo": wo}, torch.arange(config.num_experts, device=wi.device))
+        shapes = {"wi": (config.d_ff, config.d_model), "wo": (config.d_model, config.d_ff)}
+        return source.experts(mlp, {matrix: [f"{name}.{matrix}.weight" for name in names] for matrix in shapes}, shapes)
 
 
 def write_weights(weights: SwitchWeights, experts: list[ExpertStack], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,13 +11,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from services.model.errors import CheckpointError
+from services.model.families.base import ExpertStack
+from services.model.mapped_experts import map_layer, write_layer
 
 
 class TensorSource:
     """Tensors of a checkpoint directory by name, from one safetensors file or several with an index."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device, experts_dir: Path | None = None) -> None:
         self.directory = directory
+        self._experts_dir = experts_dir if device.type == "cpu" else None
         self._dtype = dtype
         self._device = device
         self._file_of = _tensor_files(directory)
@@ -26,13 +30,31 @@ class TensorSource:
         return name in self._file_of
 
     def read(self, name: str, *shape: int) -> Tensor:
+        return self._read(name, shape, self._opened)
+
+    def experts(self, layer: str, names: Mapping[str, Sequence[str]], shapes: Mapping[str, tuple[int, ...]]) -> ExpertStack:
+        """The experts of a layer: `names` of the stored tensors, by our matrix name one for each expert, and the `shapes` of these."""
+        num_experts = len(next(iter(names.values())))
+        if self._experts_dir is None:
+            weights = {matrix: torch.stack([self.read(name, *shapes[matrix]) for name in of_matrix]) for matrix, of_matrix in names.items()}
+            return ExpertStack(weights, torch.arange(num_experts, device=self._device))
+        path = self._experts_dir / f"{layer}.safetensors"
+        mapped = map_layer(path, num_experts, shapes, self._dtype)
+        if mapped is None:
+            opened: dict[Path, safe_open] = {}  # its own, so that what was read of the checkpoint is not held as long as its other tensors
+            write_layer(path, num_experts, shapes, self._dtype, lambda matrix, e: self._read(names[matrix][e], shapes[matrix], opened))
+            mapped = map_layer(path, num_experts, shapes, self._dtype)
+            assert mapped is not None
+        return mapped
+
+    def _read(self, name: str, shape: tuple[int, ...], opened: dict[Path, safe_open]) -> Tensor:
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self.directory}: tensor {name!r} is missing; save the checkpoint again with save_pretrained")
         try:
-            if path not in self._opened:
-                self._opened[path] = safe_open(path, "pt")
-            tensor: Tensor = self._opened[path].get_tensor(name)  # type: ignore[no-untyped-call]
+            if path not in opened:
+                opened[path] = safe_open(path, "pt")
+            tensor: Tensor = opened[path].get_tensor(name)  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error}); copy the file again") from error
         if tuple(tensor.shape) != shape:
@@ -52,7 +74,7 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         paths = [directory / str(name) for name in sorted(set(weight_map.values()))]
     else:
         pickles = sorted(path.name for path in directory.glob("*.bin"))
-        hint = f"; {pickles[0]} is a pickle and is never read: convert it to safetensors" if pickles else ""
+        hint = f"; {pickles[0]} is a pickle and is never read here: make safetensors of it with moedge import-checkpoint" if pickles else ""
         raise CheckpointError(f"{directory}: model.safetensors is missing{hint}")
     files: dict[str, Path] = {}
     for path in paths:

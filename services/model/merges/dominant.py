@@ -6,8 +6,14 @@ error term); where experts are dense in knowledge, a few per cent of another's w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
 def merge(members: Tensor, coefficients: Tensor) -> Tensor:
     return members[0]
+
+
+def shares(coefficients: Sequence[float]) -> Sequence[float]:
+    return [1.0] + [0.0] * (len(coefficients) - 1)

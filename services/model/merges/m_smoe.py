@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,7 @@ from torch import Tensor
 def merge(members: Tensor, coefficients: Tensor) -> Tensor:
     merged: Tensor = torch.tensordot(coefficients.to(members), members, dims=1)  # type: ignore[no-untyped-call,unused-ignore]
     return merged
+
+
+def shares(coefficients: Sequence[float]) -> Sequence[float]:
+    return coefficients

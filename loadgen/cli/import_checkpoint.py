@@ -1,0 +1,32 @@
+"""`moedge import-checkpoint`: a checkpoint published as pickles (.bin) made into safetensors, which is all that moedge reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loadgen.cli import options
+from loadgen.cli.console import command, in_bytes, print_json, stderr, stdout
+
+
+@command
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="Checkpoint directory, or its .bin file.", metavar="DIR|FILE")],
+    out: Annotated[Path, typer.Option(help="New folder for the checkpoint.", metavar="DIR")],
+    json: options.Json = False,
+) -> None:
+    """Turn pickled weights into safetensors, with config and tokenizer beside.
+
+    The pickle is opened in a process of its own by torch's restricted unpickler: tensors only, no other code is run.
+    """
+    from services.model.importing import import_checkpoint as imported
+
+    console = stderr()
+    done = imported(source.expanduser(), out.expanduser(), lambda what: console.print(f"[dim]{what}[/dim]"))
+    if json:
+        print_json({**asdict(done), "directory": str(done.directory)})
+    else:
+        stdout().print(f"{done.directory}: {done.num_tensors} tensors, {in_bytes(done.num_bytes)}; use it with --model {done.directory}")
