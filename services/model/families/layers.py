@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from services.model.errors import PromptError
+from services.model.families.blocked import BlockedStack, product, row_of
 
 Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
@@ -40,6 +41,8 @@ def gated_expert(activation: Activation) -> Expert:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight.T` in the dtype the weight is stored in; the result is float32."""
+    if weight.is_mkldnn:
+        return product(x.to(weight.dtype), weight).float()
     if weight.dtype == torch.float32:
         return F.linear(x, weight)
     return F.linear(x.to(weight.dtype), weight).float()
@@ -101,6 +104,13 @@ def valid_places(valid: Tensor) -> Tensor | None:
     return None if places.numel() == valid.numel() else places
 
 
+def unpacked(x: Tensor, shape: torch.Size, places: Tensor | None) -> Tensor:
+    """Tokens without padding, (num_tokens, width), to (rows, tokens, width) with zeros for padding."""
+    if places is None:
+        return x.view(*shape, -1)
+    return x.new_zeros(shape.numel(), x.shape[1]).index_copy(0, places, x).view(*shape, -1)
+
+
 def plus_at(x: Tensor, places: Tensor | None, added: Callable[[Tensor], Tensor]) -> Tensor:
     """`x` (rows, tokens, d_model) plus `added`, which is computed for the tokens at `places` alone: (num_places, d_model) to the same."""
     flat = x.reshape(-1, x.shape[-1])
@@ -149,7 +159,7 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     counts = torch.bincount(rows, minlength=_num_kept(weights))
-    if all(_has_grouped_product(weight) for weight in weights.values()):
+    if not _are_blocked(weights) and all(_has_grouped_product(weight) for weight in weights.values()):
         ends = counts.cumsum(0).to(torch.int32)
         return expert(lambda part, name: F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype), x)
     return _one_product_an_expert(x, counts, weights, expert)
@@ -157,6 +167,8 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
 
 def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
     """Whether copying each token's expert costs less than starting a product an expert, and no gradient asks for more."""
+    if _are_blocked(weights):
+        return False
     expert_params = sum(weight[0].numel() for weight in weights.values())
     return x.shape[0] * expert_params <= GATHER_PARAMS and not torch.is_grad_enabled()
 
@@ -177,11 +189,15 @@ def _one_product_an_expert(x: Tensor, counts: Tensor, weights: Mapping[str, Tens
     """As `_in_order`; `counts` (num_kept,) tokens each."""
     parts = torch.split(x, counts.tolist())
     outputs = [
-        expert(lambda part, name: linear(part, weights[name][row]), part)  # noqa: B023
+        expert(lambda part, name: linear(part, row_of(weights[name], row)), part)  # noqa: B023
         for row, part in enumerate(parts)
         if part.shape[0]
     ]
     return torch.cat(outputs) if outputs else torch.zeros_like(x)
+
+
+def _are_blocked(weights: Mapping[str, Tensor]) -> bool:
+    return any(isinstance(weight, BlockedStack) for weight in weights.values())
 
 
 def _num_kept(weights: Mapping[str, Tensor]) -> int:

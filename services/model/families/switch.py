@@ -30,6 +30,7 @@ from services.model.families.layers import (
     rms_norm,
     slot_index,
     split_heads,
+    unpacked,
     valid_places,
 )
 from services.model.families.switch_parts import SwitchParts
@@ -40,6 +41,7 @@ from services.model.families.switch_weights import (
     SwitchConfig,
     SwitchReader,
     SwitchWeights,
+    as_written,
     config_of,
     read_config,
     write_weights,
@@ -102,6 +104,9 @@ class SwitchModel:
             raise ValueError(f"experts: {len(experts)} stacks for {len(self._layer_names)} MoE layers")
         return SwitchModel(self._config, self._weights, experts, self._layer_names)
 
+    def blocked(self) -> SwitchModel:
+        return SwitchModel(self._config, self._weights.blocked(), [stack.blocked() for stack in self._experts], self._layer_names)
+
     def parameters(self) -> Mapping[str, Tensor]:
         named = dict(self._weights.named())
         for name, stack in zip(self._layer_names, self._experts, strict=True):
@@ -110,9 +115,17 @@ class SwitchModel:
 
     def write(self, path: Path) -> None:
         """The weights as one safetensors file under transformers' names. Experts must be unmerged."""
+        self._check_unmerged()
+        write_weights(self._weights, self._experts, path)
+
+    def as_written(self) -> dict[str, Tensor]:
+        """The same by name, sharing memory with this model."""
+        self._check_unmerged()
+        return as_written(self._weights, self._experts)
+
+    def _check_unmerged(self) -> None:
         if any(stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)):
             raise ValueError("write: a merged model has no transformers form; write its base model and its plan")
-        write_weights(self._weights, self._experts, path)
 
     # Serving
 
@@ -139,7 +152,7 @@ class SwitchModel:
             cache.cross = grown(cache.cross, num_tokens)
             rows = torch.as_tensor(slots, device=self.device)
             for index, block in enumerate(self._weights.decoder.blocks):
-                key, value = self._cross_keys(block, encoded)
+                key, value = self._cross_keys(block, encoded, valid)
                 cache.cross[index, 0, rows, :, :num_tokens] = key
                 cache.cross[index, 1, rows, :, :num_tokens] = value
         for slot, prompt in zip(slots, prompts, strict=True):
@@ -216,14 +229,23 @@ class SwitchModel:
         return self._logits(self._decode(inputs, target_valid, encoded, valid, recorder))
 
     def _encode(self, ids: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
+        """(num_tokens, d_model), tokens without padding: only attention sees rows of equal length."""
         stack = self._weights.encoder
         span = torch.arange(ids.shape[1], device=self.device)
         bias = self._position_bias(stack, span - span[:, None], bidirectional=True).permute(2, 0, 1) + _padding_bias(valid)
-        x, places = F.embedding(ids, stack.embedding).float(), valid_places(valid)
+        places = valid_places(valid)
+        x = F.embedding(ids[valid], stack.embedding).float()
         for block in stack.blocks:
-            x = self._self_attention(block.self_attention, x, bias)
-            x = self._feed_forward_at(block, x, places, recorder)
+            x = x + self._attended(block.self_attention, x, valid.shape, places, bias)
+            x = x + self._feed_forward(block, rms_norm(x, block.norm, self._config.layer_norm_epsilon), recorder)
         return rms_norm(x, stack.final_norm, self._config.layer_norm_epsilon)
+
+    def _attended(self, attention: Attention, x: Tensor, shape: torch.Size, places: Tensor | None, bias: Tensor) -> Tensor:
+        """Self-attention of tokens without padding, (num_tokens, d_model), which is there only while they attend to each other."""
+        fused = unpacked(linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into), shape, places)
+        query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
+        mixed = attend(query, key, value, bias).flatten(0, 1)
+        return linear(mixed if places is None else mixed.index_select(0, places), attention.out)
 
     def _decode(self, ids: Tensor, valid: Tensor, encoded: Tensor, encoded_valid: Tensor, recorder: Recorder | None) -> Tensor:
         stack, eps = self._weights.decoder, self._config.layer_norm_epsilon
@@ -239,7 +261,7 @@ class SwitchModel:
             assert cross is not None
             assert cross.query is not None
             query = split_heads(linear(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
-            x = x + linear(attend(query, *self._cross_keys(block, encoded), cross_bias), cross.out)
+            x = x + linear(attend(query, *self._cross_keys(block, encoded, encoded_valid), cross_bias), cross.out)
             x = self._feed_forward_at(block, x, places, recorder)
         return rms_norm(x, stack.final_norm, eps)
 
@@ -248,9 +270,10 @@ class SwitchModel:
         query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
         return x + linear(attend(query, key, value, bias), attention.out)
 
-    def _cross_keys(self, block: Block, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_keys(self, block: Block, encoded: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """`encoded` without padding, keys and values with it."""
         assert block.cross_attention is not None
-        key, value = linear(encoded, block.cross_attention.into).chunk(2, -1)
+        key, value = unpacked(linear(encoded, block.cross_attention.into), valid.shape, valid_places(valid)).chunk(2, -1)
         return split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
 
     def _feed_forward_at(self, block: Block, x: Tensor, places: Tensor | None, recorder: Recorder | None) -> Tensor:
