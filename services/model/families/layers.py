@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -104,11 +105,24 @@ def valid_places(valid: Tensor) -> Tensor | None:
     return None if places.numel() == valid.numel() else places
 
 
-def unpacked(x: Tensor, shape: torch.Size, places: Tensor | None) -> Tensor:
-    """Tokens without padding, (num_tokens, width), to (rows, tokens, width) with zeros for padding."""
-    if places is None:
-        return x.view(*shape, -1)
-    return x.new_zeros(shape.numel(), x.shape[1]).index_copy(0, places, x).view(*shape, -1)
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Between tokens without padding, (num_tokens, width), and rows of equal length, (rows, tokens, width)."""
+
+    shape: torch.Size
+    places: Tensor | None  # of the tokens among all; None where none is padding
+    sources: Tensor  # for each place the token that stands there; at padding any, since nothing may look at it
+
+    @classmethod
+    def of(cls, valid: Tensor) -> Padding:
+        return cls(valid.shape, valid_places(valid), (valid.flatten().cumsum(0) - 1).clamp(min=0))
+
+    def padded(self, x: Tensor) -> Tensor:
+        return (x if self.places is None else x.index_select(0, self.sources)).view(*self.shape, -1)
+
+    def taken_off(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
 
 
 def plus_at(x: Tensor, places: Tensor | None, added: Callable[[Tensor], Tensor]) -> Tensor:
@@ -151,7 +165,7 @@ def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert
         return _gathered(x, rows, weights, expert)
     order = torch.argsort(rows)
     outputs = _in_order(x.index_select(0, order), rows[order], weights, expert)
-    return torch.zeros_like(outputs).index_copy(0, order, outputs)
+    return torch.empty_like(outputs).index_copy_(0, order, outputs)
 
 
 def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:

@@ -19,6 +19,7 @@ from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLaye
 from services.model.families.layers import (
     ACTIVATIONS,
     Expert,
+    Padding,
     apply_experts,
     attend,
     grown,
@@ -30,7 +31,6 @@ from services.model.families.layers import (
     rms_norm,
     slot_index,
     split_heads,
-    unpacked,
     valid_places,
 )
 from services.model.families.switch_parts import SwitchParts
@@ -147,12 +147,12 @@ class SwitchModel:
             return
         with torch.inference_mode():
             ids, valid = padded(prompts, self.device)
-            encoded = self._encode(ids, valid, recorder)
+            encoded, padding = self._encode(ids, valid, recorder), Padding.of(valid)
             num_tokens = ids.shape[1]
             cache.cross = grown(cache.cross, num_tokens)
             rows = torch.as_tensor(slots, device=self.device)
             for index, block in enumerate(self._weights.decoder.blocks):
-                key, value = self._cross_keys(block, encoded, valid)
+                key, value = self._cross_keys(block, encoded, padding)
                 cache.cross[index, 0, rows, :, :num_tokens] = key
                 cache.cross[index, 1, rows, :, :num_tokens] = value
         for slot, prompt in zip(slots, prompts, strict=True):
@@ -233,19 +233,18 @@ class SwitchModel:
         stack = self._weights.encoder
         span = torch.arange(ids.shape[1], device=self.device)
         bias = self._position_bias(stack, span - span[:, None], bidirectional=True).permute(2, 0, 1) + _padding_bias(valid)
-        places = valid_places(valid)
+        padding = Padding.of(valid)
         x = F.embedding(ids[valid], stack.embedding).float()
         for block in stack.blocks:
-            x = x + self._attended(block.self_attention, x, valid.shape, places, bias)
+            x = x + self._attended(block.self_attention, x, padding, bias)
             x = x + self._feed_forward(block, rms_norm(x, block.norm, self._config.layer_norm_epsilon), recorder)
         return rms_norm(x, stack.final_norm, self._config.layer_norm_epsilon)
 
-    def _attended(self, attention: Attention, x: Tensor, shape: torch.Size, places: Tensor | None, bias: Tensor) -> Tensor:
+    def _attended(self, attention: Attention, x: Tensor, padding: Padding, bias: Tensor) -> Tensor:
         """Self-attention of tokens without padding, (num_tokens, d_model), which is there only while they attend to each other."""
-        fused = unpacked(linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into), shape, places)
+        fused = padding.padded(linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into))
         query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
-        mixed = attend(query, key, value, bias).flatten(0, 1)
-        return linear(mixed if places is None else mixed.index_select(0, places), attention.out)
+        return linear(padding.taken_off(attend(query, key, value, bias)), attention.out)
 
     def _decode(self, ids: Tensor, valid: Tensor, encoded: Tensor, encoded_valid: Tensor, recorder: Recorder | None) -> Tensor:
         stack, eps = self._weights.decoder, self._config.layer_norm_epsilon
@@ -253,7 +252,7 @@ class SwitchModel:
         relative = span - span[:, None]
         bias = self._position_bias(stack, relative, bidirectional=False).permute(2, 0, 1)
         bias = bias.masked_fill(relative > 0, float("-inf")).unsqueeze(0)
-        cross_bias = _padding_bias(encoded_valid)
+        cross_bias, encoded_padding = _padding_bias(encoded_valid), Padding.of(encoded_valid)
         x, places = F.embedding(ids, stack.embedding).float(), valid_places(valid)
         for block in stack.blocks:
             x = self._self_attention(block.self_attention, x, bias)
@@ -261,7 +260,7 @@ class SwitchModel:
             assert cross is not None
             assert cross.query is not None
             query = split_heads(linear(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
-            x = x + linear(attend(query, *self._cross_keys(block, encoded, encoded_valid), cross_bias), cross.out)
+            x = x + linear(attend(query, *self._cross_keys(block, encoded, encoded_padding), cross_bias), cross.out)
             x = self._feed_forward_at(block, x, places, recorder)
         return rms_norm(x, stack.final_norm, eps)
 
@@ -270,10 +269,10 @@ class SwitchModel:
         query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
         return x + linear(attend(query, key, value, bias), attention.out)
 
-    def _cross_keys(self, block: Block, encoded: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_keys(self, block: Block, encoded: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
         """`encoded` without padding, keys and values with it."""
         assert block.cross_attention is not None
-        key, value = unpacked(linear(encoded, block.cross_attention.into), valid.shape, valid_places(valid)).chunk(2, -1)
+        key, value = padding.padded(linear(encoded, block.cross_attention.into)).chunk(2, -1)
         return split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
 
     def _feed_forward_at(self, block: Block, x: Tensor, places: Tensor | None, recorder: Recorder | None) -> Tensor:
