@@ -81,7 +81,8 @@ def read_model(
 
 
 def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest) -> list[ExpertStack]:
-    """The experts of `manifest` for a model that serves `present_manifest`: equal layers are shared, equal groups copied in memory.
+    """The experts of `manifest` for a model that serves `present_manifest`: equal layers are shared, equal groups copied in memory
+    where they are plain, and shared too where they are laid out for products.
 
     Use with `present.with_experts`. The rest of both versions must be the same blob, else `BlobError`: read the whole model then.
     """

@@ -6,7 +6,7 @@ the dtype that the checkpoint was read in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,15 +34,20 @@ def held_bytes(models: Iterable[MoeModel]) -> int:
     """Bytes of the weights of all models together, each storage once."""
     storages: dict[tuple[str, int], int] = {}
     for model in models:
-        for tensor in model.parameters().values():
+        for tensor in (part for whole in model.parameters().values() for part in _parts(whole)):
             key = _storage(tensor)
             storages[key] = max(storages.get(key, 0), tensor.numel() * tensor.element_size())
     return sum(storages.values())
 
 
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Of a stack laid out its matrices, since versions share them one by one."""
+    return tensor.matrices if isinstance(tensor, BlockedStack) else (tensor,)
+
+
 def _storage(tensor: Tensor) -> tuple[str, int]:
     """What is laid out for products has no address; models share it as the same object."""
-    if tensor.is_mkldnn or isinstance(tensor, BlockedStack):
+    if tensor.is_mkldnn:
         return "object", id(tensor)
     return "address", tensor.untyped_storage().data_ptr()
 

@@ -104,6 +104,8 @@ def test_a_version_read_to_serve_is_laid_out_and_its_update_takes_over_what_did_
     updated = served.with_experts(read_experts(store, second, served, first))
     assert all(isinstance(weight, BlockedStack) for stack in updated.experts for weight in stack.weights.values())
     assert generate(updated, PROMPTS, 6) == generate(read_model(store, second).model, PROMPTS, 6)
+    assert unique_bytes(updated) == second.model_bytes
+    assert held_bytes([served, updated]) < first.model_bytes + second.model_bytes
     assert 0 < len(matrices_of(updated) & matrices_of(served)) < len(matrices_of(served))
 
 

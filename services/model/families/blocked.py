@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 FEWEST_WEIGHTS = 1 << 17  # of a matrix: below, starting a product an expert costs more than a better order saves
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 class BlockedStack(Tensor):
@@ -43,13 +42,18 @@ class BlockedStack(Tensor):
 def can_block(matrix: Tensor) -> bool:
     """Whether laying this matrix out is offered and pays."""
     return (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        _is_offered(matrix.dtype)
         and matrix.device.type == "cpu"
-        and matrix.dtype in DTYPES
         and matrix.numel() >= FEWEST_WEIGHTS
         and not matrix.requires_grad
         and not matrix.is_mkldnn
     )
+
+
+def _is_offered(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def blocked(matrix: Tensor) -> Tensor:
