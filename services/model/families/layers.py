@@ -20,6 +20,7 @@ Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
 Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by its matrix products; it may not mix tokens
 
+LEAST_SPREAD = 8  # tokens that prompts may differ by and still attend in one call
 GATHER_PARAMS = 3 << 16  # most expert weights that may be copied to save a grouped product
 
 
@@ -107,22 +108,42 @@ def valid_places(valid: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Between tokens without padding, (num_tokens, width), and rows of equal length, (rows, tokens, width)."""
+    """Between the tokens of all rows without padding, (num_tokens, width), and some of the rows padded, (num_rows, longest, width)."""
 
-    shape: torch.Size
-    places: Tensor | None  # of the tokens among all; None where none is padding
+    rows: Tensor
+    longest: int
     sources: Tensor  # for each place the token that stands there; at padding any, since nothing may look at it
+    tokens: Tensor  # of these rows, among all
+    places: Tensor  # of these tokens, among the padded
 
     @classmethod
-    def of(cls, valid: Tensor) -> Padding:
-        return cls(valid.shape, valid_places(valid), (valid.flatten().cumsum(0) - 1).clamp(min=0))
+    def of(cls, valid: Tensor, rows: Sequence[int]) -> Padding:
+        chosen = torch.as_tensor(rows, device=valid.device)
+        numbers = (valid.flatten().cumsum(0) - 1).view_as(valid).index_select(0, chosen)
+        stands = valid.index_select(0, chosen)
+        longest = int(stands.sum(1).max())
+        stands, numbers = stands[:, :longest].flatten(), numbers[:, :longest].flatten().clamp(min=0)
+        places = stands.nonzero().squeeze(1)
+        return cls(chosen, longest, numbers, numbers.index_select(0, places), places)
 
     def padded(self, x: Tensor) -> Tensor:
-        return (x if self.places is None else x.index_select(0, self.sources)).view(*self.shape, -1)
+        return x.index_select(0, self.sources).view(len(self.rows), self.longest, -1)
 
     def taken_off(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+        """These rows' tokens alone."""
+        return x.flatten(0, 1).index_select(0, self.places)
+
+
+def of_like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in groups of which the longest has few tokens more than the shortest, so that little in them is padding."""
+    groups: list[list[int]] = []
+    most = 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if lengths[row] > most:
+            groups.append([])
+            most = lengths[row] + max(LEAST_SPREAD, lengths[row] // 4)
+        groups[-1].append(row)
+    return groups
 
 
 def plus_at(x: Tensor, places: Tensor | None, added: Callable[[Tensor], Tensor]) -> Tensor:
