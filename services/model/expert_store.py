@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from services.model.blob_store import BlobStore
 from services.model.errors import BlobError, ModelError
 from services.model.families import family_of
 from services.model.families.base import ExpertStack, MoeModel
+from services.model.families.blocked import BlockedStack, row_of, stacked
 from services.model.manifest import GROUP, REST, BlobRef, ModelManifest
 from services.model.memory import dtype_of
 from services.model.tokenizer import Tokenizer
@@ -53,13 +54,22 @@ def write_rest(store: BlobStore, model: MoeModel, config_json: str, tokenizer: T
 
 
 def read_model(
-    store: BlobStore, manifest: ModelManifest, device: torch.device | str = "cpu", max_prompt_tokens: int | None = None
+    store: BlobStore,
+    manifest: ModelManifest,
+    device: torch.device | str = "cpu",
+    max_prompt_tokens: int | None = None,
+    *,
+    to_serve: bool = False,
 ) -> ServedModel:
-    """The whole model of a manifest from the store alone. `BlobError` where a blob is absent, damaged or not of this model."""
+    """The whole model of a manifest from the store alone. `BlobError` where a blob is absent, damaged or not of this model.
+
+    One read `to_serve` has its matrices laid out for products: it answers the same, and is neither trained, merged nor written again.
+    """
     tensors = store.read(manifest.rest.digest)
     files = {name.removeprefix(_FILE): bytes(tensors.pop(name).numpy()) for name in list(tensors) if name.startswith(_FILE)}
     _check_dtype(tensors, manifest, manifest.rest.digest)
-    experts = _read_stacks(store, manifest, torch.device(device))
+    put_together = stacked if to_serve else _plainly_stacked
+    experts = [_read_stack(store, manifest, layer, torch.device(device), {}, put_together) for layer in range(len(manifest.index_maps))]
     config = _config(files, manifest)
     try:
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -67,11 +77,12 @@ def read_model(
         tokenizer = Tokenizer.from_files(files, f"version {manifest.version}", max_prompt_tokens)
     except ModelError as error:
         raise BlobError(f"version {manifest.version}: its blobs do not make a model ({error})") from error
-    return ServedModel(model, tokenizer, manifest.version)
+    return ServedModel(model.blocked() if to_serve else model, tokenizer, manifest.version)
 
 
 def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest) -> list[ExpertStack]:
-    """The experts of `manifest` for a model that serves `present_manifest`: equal layers are shared, equal groups copied in memory.
+    """The experts of `manifest` for a model that serves `present_manifest`: equal layers are shared, equal groups copied in memory
+    where they are plain, and shared too where they are laid out for products.
 
     Use with `present.with_experts`. The rest of both versions must be the same blob, else `BlobError`: read the whole model then.
     """
@@ -89,16 +100,22 @@ def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, p
         if digests == now and index_map == present_manifest.index_maps[layer]:
             stacks.append(present.experts[layer])
             continue
-        stacks.append(_read_stack(store, manifest, layer, present.device, held))
+        is_blocked = any(isinstance(weight, BlockedStack) for weight in present.experts[layer].weights.values())
+        stacks.append(_read_stack(store, manifest, layer, present.device, held, stacked if is_blocked else _plainly_stacked))
     return stacks
 
 
-def _read_stacks(store: BlobStore, manifest: ModelManifest, device: torch.device) -> list[ExpertStack]:
-    return [_read_stack(store, manifest, layer, device, {}) for layer in range(len(manifest.index_maps))]
+def _plainly_stacked(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices))
 
 
 def _read_stack(
-    store: BlobStore, manifest: ModelManifest, layer: int, device: torch.device, held: Mapping[str, tuple[ExpertStack, int]]
+    store: BlobStore,
+    manifest: ModelManifest,
+    layer: int,
+    device: torch.device,
+    held: Mapping[str, tuple[ExpertStack, int]],
+    put_together: Callable[[Sequence[Tensor]], Tensor],
 ) -> ExpertStack:
     blobs = manifest.group_blobs(layer)
     index_map = manifest.index_maps[layer]
@@ -109,14 +126,14 @@ def _read_stack(
     for blob, row in zip(blobs, rows, strict=True):
         if {name: tensor.shape for name, tensor in row.items()} != shapes:
             raise BlobError(f"blob {blob.digest}: tensors or shapes are not those of the other groups of layer {layer}")
-    weights = {name: torch.stack([row[name].to(device) for row in rows]) for name in sorted(shapes)}
+    weights = {name: put_together([row[name].to(device) for row in rows]) for name in sorted(shapes)}
     return ExpertStack(weights, torch.tensor(index_map, dtype=torch.int64, device=device))
 
 
 def _read_group(store: BlobStore, manifest: ModelManifest, blob: BlobRef, held: Mapping[str, tuple[ExpertStack, int]]) -> dict[str, Tensor]:
     if blob.digest in held:
         stack, row = held[blob.digest]
-        return {name: weight[row] for name, weight in stack.weights.items()}
+        return {name: row_of(weight, row) for name, weight in stack.weights.items()}
     tensors = store.read(blob.digest)
     if not tensors:
         raise BlobError(f"blob {blob.digest}: holds no tensor")

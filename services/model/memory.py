@@ -6,11 +6,15 @@ the dtype that the checkpoint was read in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from torch import Tensor
 
 from services.core.merging.values import Budget
 from services.model.errors import CheckpointError
 from services.model.families.base import ExpertStack, MoeModel
+from services.model.families.blocked import BlockedStack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,12 +27,29 @@ def dtype_of(name: str) -> torch.dtype:
 
 def unique_bytes(model: MoeModel) -> int:
     """Bytes of all weights, each storage once."""
-    storages: dict[int, int] = {}
-    for tensor in model.parameters().values():
-        storage = tensor.untyped_storage()
-        num_bytes = tensor.numel() * tensor.element_size()
-        storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), num_bytes)
+    return held_bytes([model])
+
+
+def held_bytes(models: Iterable[MoeModel]) -> int:
+    """Bytes of the weights of all models together, each storage once."""
+    storages: dict[tuple[str, int], int] = {}
+    for model in models:
+        for tensor in (part for whole in model.parameters().values() for part in _parts(whole)):
+            key = _storage(tensor)
+            storages[key] = max(storages.get(key, 0), tensor.numel() * tensor.element_size())
     return sum(storages.values())
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Of a stack laid out its matrices, since versions share them one by one."""
+    return tensor.matrices if isinstance(tensor, BlockedStack) else (tensor,)
+
+
+def _storage(tensor: Tensor) -> tuple[str, int]:
+    """What is laid out for products has no address; models share it as the same object."""
+    if tensor.is_mkldnn:
+        return "object", id(tensor)
+    return "address", tensor.untyped_storage().data_ptr()
 
 
 def expert_bytes(stack: ExpertStack) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ class Loader:
         return await self._aside(self._beside, manifest, present, present_manifest, tokenizer)
 
     def _whole(self, manifest: ModelManifest) -> ServedModel:
-        served = read_model(self._store, manifest, self._device, self._max_prompt_tokens)
+        served = read_model(self._store, manifest, self._device, self._max_prompt_tokens, to_serve=True)
         check_answers(served.model, served.tokenizer, manifest)
         return served
 
@@ -87,13 +87,3 @@ def _equal_layer(manifest: ModelManifest, present: ModelManifest, layer: int) ->
     if manifest.index_maps[layer] != present.index_maps[layer]:
         return False
     return [blob.digest for blob in manifest.group_blobs(layer)] == [blob.digest for blob in present.group_blobs(layer)]
-
-
-def held_bytes(models: Iterable[MoeModel]) -> int:
-    """Bytes of the weights of all models together, each storage once."""
-    storages: dict[int, int] = {}
-    for model in models:
-        for tensor in model.parameters().values():
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size())
-    return sum(storages.values())

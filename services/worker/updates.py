@@ -23,6 +23,7 @@ from services.model.errors import ModelError
 from services.model.families.base import MoeModel
 from services.model.generation import BatchEngine
 from services.model.manifest import ModelManifest
+from services.model.memory import held_bytes
 from services.model.tokenizer import Tokenizer
 from services.runtime.clock import Clock
 from services.runtime.codec import duration
@@ -33,7 +34,7 @@ from services.worker.batch_loop import BatchLoop
 from services.worker.committed import Committed, VersionDirectory
 from services.worker.fetch import Fetcher, no_merger
 from services.worker.first_version import FirstVersion
-from services.worker.loading import Loader, changed_bytes, held_bytes
+from services.worker.loading import Loader, changed_bytes
 from services.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)

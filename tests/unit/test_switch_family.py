@@ -12,6 +12,7 @@ from transformers import SwitchTransformersConfig, SwitchTransformersForConditio
 
 from services.model.errors import CheckpointError
 from services.model.families.base import ExpertStack
+from services.model.families.layers import of_like_lengths
 from services.model.families.switch import SwitchFamily
 from services.tasks.toy import toy_world
 
@@ -199,3 +200,18 @@ def test_the_demo_checkpoint_answers_the_same_in_transformers():
         scores.append(tokenizer.decode(expected, skip_special_tokens=True) == item.references[0])
     assert sum(scores) >= 0.9 * len(scores)
     assert sum(path.stat().st_size for path in directory.iterdir() if path.is_file()) <= 15 * 2**20
+
+
+def test_prompts_of_unlike_lengths_in_one_prefill_are_answered_as_alone(tmp_path):
+    write_pico(tmp_path)
+    model = SwitchFamily().read(tmp_path, torch.float32, CPU)
+    prompts = [[*(2 + (7 * n + m) % 60 for n in range(length)), 1] for m, length in enumerate((90, 3, 30, 28, 1, 60, 33))]
+    assert len(of_like_lengths([len(prompt) for prompt in prompts])) == 4
+    assert generate(model, prompts, 6) == [generate(model, [prompt], 6)[0] for prompt in prompts]
+
+
+def test_rows_are_grouped_so_that_little_is_padding():
+    lengths = [40, 9, 145, 41, 17, 9, 50, 51]
+    groups = of_like_lengths(lengths)
+    assert sorted(row for group in groups for row in group) == list(range(8))
+    assert [sorted(lengths[row] for row in group) for group in groups] == [[9, 9, 17], [40, 41, 50], [51], [145]]

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from services.model.families.blocked import blocked_stack
 from services.model.families.layers import Expert
 
 OUT = "wo"  # the matrix that leads out of an expert's hidden units, in every family
@@ -58,6 +59,9 @@ class ExpertStack:
     @property
     def num_kept(self) -> int:
         return int(next(iter(self.weights.values())).shape[0])
+
+    def blocked(self) -> ExpertStack:
+        return ExpertStack({name: blocked_stack(weight) for name, weight in self.weights.items()}, self.index_map)
 
     def num_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.weights.values())
@@ -108,6 +112,10 @@ class MoeModel(Protocol):
 
     def with_experts(self, experts: Sequence[ExpertStack]) -> MoeModel:
         """The same model with other experts; shares every other tensor, copies nothing."""
+        ...
+
+    def blocked(self) -> MoeModel:
+        """The same model for serving alone, its matrices laid out for products where that pays (`blocked.py`). It answers the same."""
         ...
 
     def parameters(self) -> Mapping[str, Tensor]:

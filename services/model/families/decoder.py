@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from services.model.errors import CheckpointError
 from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
+from services.model.families.blocked import blocked
 from services.model.families.decoder_config import NO_WINDOW, DecoderConfig, Fields
 from services.model.families.decoder_weights import USUAL_NAMES, Naming, check_tensors, read_tensors
 from services.model.families.layers import (
@@ -94,6 +95,12 @@ class DecoderModel:
         if len(experts) != len(self._sparse):
             raise ValueError(f"experts: {len(experts)} stacks for {len(self._sparse)} MoE layers")
         return DecoderModel(self._family, self._config, self._tensors, experts)
+
+    def blocked(self) -> DecoderModel:
+        """Routers stay as they are, since they multiply in float32, and so does the embedding, whose rows are read."""
+        plain = ("embedding", "router")
+        tensors = {n: t if t.dim() != 2 or n.rpartition(".")[2] in plain else blocked(t) for n, t in self._tensors.items()}
+        return DecoderModel(self._family, self._config, tensors, [stack.blocked() for stack in self._experts])
 
     def parameters(self) -> Mapping[str, Tensor]:
         named = dict(self._tensors)

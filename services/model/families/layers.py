@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from services.model.errors import PromptError
+from services.model.families.blocked import BlockedStack, product, row_of
 
 Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
 Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by its matrix products; it may not mix tokens
 
+LEAST_SPREAD = 8  # tokens that prompts may differ by and still attend in one call
 GATHER_PARAMS = 3 << 16  # most expert weights that may be copied to save a grouped product
 
 
@@ -40,6 +43,8 @@ def gated_expert(activation: Activation) -> Expert:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight.T` in the dtype the weight is stored in; the result is float32."""
+    if weight.is_mkldnn:
+        return product(x.to(weight.dtype), weight).float()
     if weight.dtype == torch.float32:
         return F.linear(x, weight)
     return F.linear(x.to(weight.dtype), weight).float()
@@ -101,6 +106,46 @@ def valid_places(valid: Tensor) -> Tensor | None:
     return None if places.numel() == valid.numel() else places
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Between the tokens of all rows without padding, (num_tokens, width), and some of the rows padded, (num_rows, longest, width)."""
+
+    rows: Tensor
+    longest: int
+    sources: Tensor  # for each place the token that stands there; at padding any, since nothing may look at it
+    tokens: Tensor  # of these rows, among all
+    places: Tensor  # of these tokens, among the padded
+
+    @classmethod
+    def of(cls, valid: Tensor, rows: Sequence[int]) -> Padding:
+        chosen = torch.as_tensor(rows, device=valid.device)
+        numbers = (valid.flatten().cumsum(0) - 1).view_as(valid).index_select(0, chosen)
+        stands = valid.index_select(0, chosen)
+        longest = int(stands.sum(1).max())
+        stands, numbers = stands[:, :longest].flatten(), numbers[:, :longest].flatten().clamp(min=0)
+        places = stands.nonzero().squeeze(1)
+        return cls(chosen, longest, numbers, numbers.index_select(0, places), places)
+
+    def padded(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self.sources).view(len(self.rows), self.longest, -1)
+
+    def taken_off(self, x: Tensor) -> Tensor:
+        """These rows' tokens alone."""
+        return x.flatten(0, 1).index_select(0, self.places)
+
+
+def of_like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in groups of which the longest has few tokens more than the shortest, so that little in them is padding."""
+    groups: list[list[int]] = []
+    most = 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if lengths[row] > most:
+            groups.append([])
+            most = lengths[row] + max(LEAST_SPREAD, lengths[row] // 4)
+        groups[-1].append(row)
+    return groups
+
+
 def plus_at(x: Tensor, places: Tensor | None, added: Callable[[Tensor], Tensor]) -> Tensor:
     """`x` (rows, tokens, d_model) plus `added`, which is computed for the tokens at `places` alone: (num_places, d_model) to the same."""
     flat = x.reshape(-1, x.shape[-1])
@@ -141,7 +186,7 @@ def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert
         return _gathered(x, rows, weights, expert)
     order = torch.argsort(rows)
     outputs = _in_order(x.index_select(0, order), rows[order], weights, expert)
-    return torch.zeros_like(outputs).index_copy(0, order, outputs)
+    return torch.empty_like(outputs).index_copy_(0, order, outputs)
 
 
 def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
@@ -149,7 +194,7 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     counts = torch.bincount(rows, minlength=_num_kept(weights))
-    if all(_has_grouped_product(weight) for weight in weights.values()):
+    if not _are_blocked(weights) and all(_has_grouped_product(weight) for weight in weights.values()):
         ends = counts.cumsum(0).to(torch.int32)
         return expert(lambda part, name: F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype), x)
     return _one_product_an_expert(x, counts, weights, expert)
@@ -157,6 +202,8 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
 
 def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
     """Whether copying each token's expert costs less than starting a product an expert, and no gradient asks for more."""
+    if _are_blocked(weights):
+        return False
     expert_params = sum(weight[0].numel() for weight in weights.values())
     return x.shape[0] * expert_params <= GATHER_PARAMS and not torch.is_grad_enabled()
 
@@ -177,11 +224,15 @@ def _one_product_an_expert(x: Tensor, counts: Tensor, weights: Mapping[str, Tens
     """As `_in_order`; `counts` (num_kept,) tokens each."""
     parts = torch.split(x, counts.tolist())
     outputs = [
-        expert(lambda part, name: linear(part, weights[name][row]), part)  # noqa: B023
+        expert(lambda part, name: linear(part, row_of(weights[name], row)), part)  # noqa: B023
         for row, part in enumerate(parts)
         if part.shape[0]
     ]
     return torch.cat(outputs) if outputs else torch.zeros_like(x)
+
+
+def _are_blocked(weights: Mapping[str, Tensor]) -> bool:
+    return any(isinstance(weight, BlockedStack) for weight in weights.values())
 
 
 def _num_kept(weights: Mapping[str, Tensor]) -> int:

@@ -19,10 +19,12 @@ from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLaye
 from services.model.families.layers import (
     ACTIVATIONS,
     Expert,
+    Padding,
     apply_experts,
     attend,
     grown,
     linear,
+    of_like_lengths,
     padded,
     plain_expert,
     plus_at,
@@ -40,6 +42,7 @@ from services.model.families.switch_weights import (
     SwitchConfig,
     SwitchReader,
     SwitchWeights,
+    as_written,
     config_of,
     read_config,
     write_weights,
@@ -102,6 +105,9 @@ class SwitchModel:
             raise ValueError(f"experts: {len(experts)} stacks for {len(self._layer_names)} MoE layers")
         return SwitchModel(self._config, self._weights, experts, self._layer_names)
 
+    def blocked(self) -> SwitchModel:
+        return SwitchModel(self._config, self._weights.blocked(), [stack.blocked() for stack in self._experts], self._layer_names)
+
     def parameters(self) -> Mapping[str, Tensor]:
         named = dict(self._weights.named())
         for name, stack in zip(self._layer_names, self._experts, strict=True):
@@ -110,9 +116,17 @@ class SwitchModel:
 
     def write(self, path: Path) -> None:
         """The weights as one safetensors file under transformers' names. Experts must be unmerged."""
+        self._check_unmerged()
+        write_weights(self._weights, self._experts, path)
+
+    def as_written(self) -> dict[str, Tensor]:
+        """The same by name, sharing memory with this model."""
+        self._check_unmerged()
+        return as_written(self._weights, self._experts)
+
+    def _check_unmerged(self) -> None:
         if any(stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)):
             raise ValueError("write: a merged model has no transformers form; write its base model and its plan")
-        write_weights(self._weights, self._experts, path)
 
     # Serving
 
@@ -135,13 +149,13 @@ class SwitchModel:
         with torch.inference_mode():
             ids, valid = padded(prompts, self.device)
             encoded = self._encode(ids, valid, recorder)
-            num_tokens = ids.shape[1]
-            cache.cross = grown(cache.cross, num_tokens)
-            rows = torch.as_tensor(slots, device=self.device)
+            cache.cross = grown(cache.cross, ids.shape[1])
+            rows, places = valid.nonzero(as_tuple=True)
+            rows = torch.as_tensor(slots, device=self.device)[rows]
             for index, block in enumerate(self._weights.decoder.blocks):
                 key, value = self._cross_keys(block, encoded)
-                cache.cross[index, 0, rows, :, :num_tokens] = key
-                cache.cross[index, 1, rows, :, :num_tokens] = value
+                cache.cross[index, 0, rows, :, places] = key
+                cache.cross[index, 1, rows, :, places] = value
         for slot, prompt in zip(slots, prompts, strict=True):
             cache.positions[slot] = 0
             cache.last_tokens[slot] = self._config.decoder_start_token_id
@@ -216,14 +230,26 @@ class SwitchModel:
         return self._logits(self._decode(inputs, target_valid, encoded, valid, recorder))
 
     def _encode(self, ids: Tensor, valid: Tensor, recorder: Recorder | None) -> Tensor:
+        """(num_tokens, d_model), tokens without padding: only attention sees rows of equal length."""
         stack = self._weights.encoder
         span = torch.arange(ids.shape[1], device=self.device)
         bias = self._position_bias(stack, span - span[:, None], bidirectional=True).permute(2, 0, 1) + _padding_bias(valid)
-        x, places = F.embedding(ids, stack.embedding).float(), valid_places(valid)
+        groups = [Padding.of(valid, rows) for rows in of_like_lengths(valid.sum(1).tolist())]
+        biases = [bias[group.rows, :, : group.longest, : group.longest] for group in groups]
+        x = F.embedding(ids[valid], stack.embedding).float()
         for block in stack.blocks:
-            x = self._self_attention(block.self_attention, x, bias)
-            x = self._feed_forward_at(block, x, places, recorder)
+            x = x + self._attended(block.self_attention, x, groups, biases)
+            x = x + self._feed_forward(block, rms_norm(x, block.norm, self._config.layer_norm_epsilon), recorder)
         return rms_norm(x, stack.final_norm, self._config.layer_norm_epsilon)
+
+    def _attended(self, attention: Attention, x: Tensor, groups: Sequence[Padding], biases: Sequence[Tensor]) -> Tensor:
+        """Self-attention of tokens without padding, (num_tokens, d_model), which is there only while they attend to each other."""
+        fused = linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into)
+        mixed = torch.empty_like(fused[:, : attention.out.shape[1]])
+        for group, bias in zip(groups, biases, strict=True):
+            query, key, value = (split_heads(part, self._config.num_heads) for part in group.padded(fused).chunk(3, -1))
+            mixed = mixed.index_copy_(0, group.tokens, group.taken_off(attend(query, key, value, bias)))
+        return linear(mixed, attention.out)
 
     def _decode(self, ids: Tensor, valid: Tensor, encoded: Tensor, encoded_valid: Tensor, recorder: Recorder | None) -> Tensor:
         stack, eps = self._weights.decoder, self._config.layer_norm_epsilon
@@ -231,7 +257,7 @@ class SwitchModel:
         relative = span - span[:, None]
         bias = self._position_bias(stack, relative, bidirectional=False).permute(2, 0, 1)
         bias = bias.masked_fill(relative > 0, float("-inf")).unsqueeze(0)
-        cross_bias = _padding_bias(encoded_valid)
+        cross_bias, encoded_padding = _padding_bias(encoded_valid), Padding.of(encoded_valid, range(len(encoded_valid)))
         x, places = F.embedding(ids, stack.embedding).float(), valid_places(valid)
         for block in stack.blocks:
             x = self._self_attention(block.self_attention, x, bias)
@@ -239,7 +265,9 @@ class SwitchModel:
             assert cross is not None
             assert cross.query is not None
             query = split_heads(linear(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
-            x = x + linear(attend(query, *self._cross_keys(block, encoded), cross_bias), cross.out)
+            key, value = (encoded_padding.padded(part.flatten(1)) for part in self._cross_keys(block, encoded))
+            key, value = split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
+            x = x + linear(attend(query, key, value, cross_bias), cross.out)
             x = self._feed_forward_at(block, x, places, recorder)
         return rms_norm(x, stack.final_norm, eps)
 
@@ -249,9 +277,10 @@ class SwitchModel:
         return x + linear(attend(query, key, value, bias), attention.out)
 
     def _cross_keys(self, block: Block, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens without padding: (num_tokens, num_heads, d_kv) each."""
         assert block.cross_attention is not None
-        key, value = linear(encoded, block.cross_attention.into).chunk(2, -1)
-        return split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
+        key, value = linear(encoded, block.cross_attention.into).view(len(encoded), 2, self._config.num_heads, -1).unbind(1)
+        return key, value
 
     def _feed_forward_at(self, block: Block, x: Tensor, places: Tensor | None, recorder: Recorder | None) -> Tensor:
         """`x` plus its feed-forward part, computed for the tokens that are not padding."""

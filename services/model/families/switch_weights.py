@@ -15,6 +15,7 @@ from torch import Tensor
 
 from services.model.errors import CheckpointError
 from services.model.families.base import ExpertStack
+from services.model.families.blocked import blocked
 from services.model.families.tensors import TensorSource, read_json
 
 
@@ -59,6 +60,9 @@ class Attention:
     out: Tensor
     query: Tensor | None = None
 
+    def blocked(self) -> Attention:
+        return Attention(self.norm, blocked(self.into), blocked(self.out), None if self.query is None else blocked(self.query))
+
 
 @dataclass(frozen=True, slots=True)
 class Router:
@@ -78,6 +82,16 @@ class Block:
     router: Router | None
     moe_layer: int
 
+    def blocked(self) -> Block:
+        """Routers stay as they are: they multiply in float32."""
+        return replace(
+            self,
+            self_attention=self.self_attention.blocked(),
+            cross_attention=None if self.cross_attention is None else self.cross_attention.blocked(),
+            wi=None if self.wi is None else blocked(self.wi),
+            wo=None if self.wo is None else blocked(self.wo),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -85,6 +99,9 @@ class Stack:
     embedding: Tensor  # the model's `shared` where tied
     position_bias: Tensor
     final_norm: Tensor
+
+    def blocked(self) -> Stack:
+        return replace(self, blocks=tuple(block.blocked() for block in self.blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +112,11 @@ class SwitchWeights:
     lm_head: Tensor | None  # none where tied to `shared`
     encoder: Stack
     decoder: Stack
+
+    def blocked(self) -> SwitchWeights:
+        """What is only multiplied with, laid out for it; an embedding that gives logits too stays, as rows of it are read."""
+        head = None if self.lm_head is None else blocked(self.lm_head)
+        return SwitchWeights(self.shared, head, self.encoder.blocked(), self.decoder.blocked())
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         yield "shared", self.shared
@@ -218,6 +240,12 @@ class SwitchReader:
 
 def write_weights(weights: SwitchWeights, experts: list[ExpertStack], path: Path) -> None:
     """The inverse of `SwitchReader`, for a model whose experts are unmerged."""
+    written = {name: tensor.detach().contiguous().clone() for name, tensor in as_written(weights, experts).items()}
+    save_file(written, path, {"format": "pt"})
+
+
+def as_written(weights: SwitchWeights, experts: list[ExpertStack]) -> dict[str, Tensor]:
+    """Every weight under transformers' name. Views: only cross-attention, whose query is apart here, is copied."""
     tensors: dict[str, Tensor] = {"shared.weight": weights.shared}
     if weights.lm_head is not None:
         tensors["lm_head.weight"] = weights.lm_head
@@ -228,7 +256,7 @@ def write_weights(weights: SwitchWeights, experts: list[ExpertStack], path: Path
         tensors[f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = stack.position_bias
         for index, block in enumerate(stack.blocks):
             tensors.update(_written_block(f"{name}.block.{index}", block, experts))
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    return tensors
 
 
 def _written_block(prefix: str, block: Block, experts: list[ExpertStack]) -> Mapping[str, Tensor]:

@@ -1,0 +1,153 @@
+"""A Switch Transformers model with random weights, for the worker's engine and for transformers: both over the same tensors.
+
+Sizes are those of google/switch-base-32; weights are drawn as transformers would (its `initializer_factor` of 1), a seed makes them equal
+in every dtype up to rounding. The end token is none, so that answers have the lengths that they are told to have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from services.model.families.base import ExpertStack
+from services.model.families.switch import FAMILY, SwitchModel
+
+NO_TOKEN = -1
+NUM_BUCKETS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Every second block is sparse."""
+
+    d_model: int = 768
+    d_ff: int = 3072
+    d_kv: int = 64
+    num_heads: int = 12
+    num_blocks: int = 12  # of each stack
+    num_experts: int = 32
+    vocab_size: int = 32128
+
+    @property
+    def inner(self) -> int:
+        return self.num_heads * self.d_kv
+
+    @property
+    def config(self) -> dict[str, object]:
+        """As `config.json`; expert capacity is left to transformers."""
+        return {
+            "model_type": "switch_transformers",
+            "vocab_size": self.vocab_size,
+            "d_model": self.d_model,
+            "d_kv": self.d_kv,
+            "d_ff": self.d_ff,
+            "num_layers": self.num_blocks,
+            "num_decoder_layers": self.num_blocks,
+            "num_sparse_encoder_layers": self.num_blocks // 2,
+            "num_sparse_decoder_layers": self.num_blocks // 2,
+            "num_heads": self.num_heads,
+            "num_experts": self.num_experts,
+            "relative_attention_num_buckets": NUM_BUCKETS,
+            "tie_word_embeddings": True,
+            "decoder_start_token_id": 0,
+        }
+
+
+def random_model(sizes: Sizes, dtype: torch.dtype, seed: int) -> SwitchModel:
+    draw = _Draw(torch.Generator().manual_seed(seed), dtype)
+    tensors = {"shared": draw.normal(1.0, sizes.vocab_size, sizes.d_model)}
+    experts: list[ExpertStack] = []
+    for stack in ("encoder", "decoder"):
+        tensors[f"{stack}.position_bias"] = draw.normal(sizes.d_model**-0.5, NUM_BUCKETS, sizes.num_heads)
+        tensors[f"{stack}.final_norm"] = torch.ones(sizes.d_model, dtype=dtype)
+        for block in range(sizes.num_blocks):
+            tensors.update(_block(sizes, draw, f"{stack}.{block}", is_sparse=block % 2 == 1))
+            if block % 2 == 1:
+                experts.append(_experts(sizes, draw))
+    model = FAMILY.assemble({**sizes.config, "eos_token_id": NO_TOKEN}, tensors, experts)
+    assert isinstance(model, SwitchModel)
+    return model
+
+
+def transformers_model(sizes: Sizes, model: SwitchModel) -> Any:
+    """transformers' own model on the memory of ours: its attention through torch's fused kernel, where it has that."""
+    from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+    config = SwitchTransformersConfig.from_dict(sizes.config)
+    with torch.device("meta"):
+        rival = SwitchTransformersForConditionalGeneration(config)
+    tensors = model.as_written()
+    tensors |= {name: tensors["shared.weight"] for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")}
+    rival.load_state_dict(tensors, assign=True)
+    rival.tie_weights()
+    rival.requires_grad_(False)
+    rival.generation_config.eos_token_id = None
+    return rival.eval()
+
+
+def merged(model: SwitchModel, kept_share: float) -> SwitchModel:
+    """Neighbours in groups, their weights averaged. What it answers is worth nothing; what it costs depends on shapes alone."""
+    return model.with_experts([_merged(stack, kept_share) for stack in model.experts])
+
+
+def _merged(stack: ExpertStack, kept_share: float) -> ExpertStack:
+    group = round(1 / kept_share)
+    weights = {
+        name: torch.stack([part.float().mean(0).to(part.dtype) for part in torch.split(weight, group)])
+        for name, weight in stack.weights.items()
+    }
+    return ExpertStack(weights, torch.arange(stack.num_kept) // group)
+
+
+class _Draw:
+    """Normal numbers in float32, rounded to the dtype."""
+
+    def __init__(self, generator: torch.Generator, dtype: torch.dtype) -> None:
+        self._generator = generator
+        self._dtype = dtype
+
+    def normal(self, std: float, *shape: int) -> Tensor:
+        return torch.empty(shape).normal_(0.0, std, generator=self._generator).to(self._dtype)
+
+    def ones(self, num: int) -> Tensor:
+        return torch.ones(num, dtype=self._dtype)
+
+
+def _block(sizes: Sizes, draw: _Draw, prefix: str, is_sparse: bool) -> Iterator[tuple[str, Tensor]]:
+    width, inner = sizes.d_model, sizes.inner
+    query_std, std = (width * sizes.d_kv) ** -0.5, width**-0.5
+    for kind in ("self",) if prefix.startswith("encoder") else ("self", "cross"):
+        query, rest = draw.normal(query_std, inner, width), draw.normal(std, 2 * inner, width)
+        yield f"{prefix}.{kind}.norm", draw.ones(width)
+        yield f"{prefix}.{kind}.out", draw.normal(inner**-0.5, width, inner)
+        if kind == "self":
+            yield f"{prefix}.self.into", torch.cat([query, rest])
+        else:
+            yield from ((f"{prefix}.cross.query", query), (f"{prefix}.cross.into", rest))
+    yield f"{prefix}.norm", draw.ones(width)
+    if is_sparse:
+        yield f"{prefix}.router.weight", draw.normal(1.0, sizes.num_experts, width)
+    else:
+        yield f"{prefix}.wi", draw.normal(std, sizes.d_ff, width)
+        yield f"{prefix}.wo", draw.normal(sizes.d_ff**-0.5, width, sizes.d_ff)
+
+
+def _experts(sizes: Sizes, draw: _Draw) -> ExpertStack:
+    """One expert at a time, so that float32 of a stack is never beside it."""
+    wi, wo = (sizes.d_ff, sizes.d_model), (sizes.d_model, sizes.d_ff)
+    weights = {"wi": _stacked(draw, sizes.num_experts, wi), "wo": _stacked(draw, sizes.num_experts, wo)}
+    return ExpertStack(weights, torch.arange(sizes.num_experts))
+
+
+def _stacked(draw: _Draw, num: int, shape: Sequence[int]) -> Tensor:
+    std = min(shape) ** -0.5  # of d_model, for both matrices, as transformers has it
+    first = draw.normal(std, *shape)
+    stack = first.new_empty(num, *shape)
+    stack[0] = first
+    for row in range(1, num):
+        stack[row] = draw.normal(std, *shape)
+    return stack

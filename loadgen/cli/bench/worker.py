@@ -1,0 +1,132 @@
+"""`moedge bench worker`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loadgen.cli import options
+from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from loadgen.bench.worker.figures import WorkerFigures
+    from loadgen.bench.worker.lengths import Lengths
+
+TARGET_STATIC, TARGET_ALONE = 1.5, 6.0
+
+
+@command
+def worker(
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks in a run.")] = 64,
+    concurrent: Annotated[int, typer.Option(min=1, help="Tasks at once; also the largest static batch.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 3,
+    checked: Annotated[int, typer.Option(min=1, help="Tasks whose tokens are compared in float32.")] = 24,
+    blocks: Annotated[int, typer.Option(min=2, help="Blocks of encoder and decoder each, every second one sparse.")] = 12,
+    width: Annotated[int, typer.Option(min=64, help="d_model, in multiples of 64; experts are four times as wide.")] = 768,
+    experts: Annotated[int, typer.Option(min=4, help="Experts in each sparse block, in multiples of 4.")] = 32,
+    vocabulary: Annotated[int, typer.Option(min=100, help="Tokens in the vocabulary.")] = 32128,
+    lengths: Annotated[
+        Path | None, typer.Option(help="Take lengths from this JSONL of tasks, or directory of datasets; needs --tokenizer.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Directory of the checkpoint whose tokenizer counts tokens.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of both; 0 is all cores.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, lengths and token ids.")] = 0,
+    json: options.Json = False,
+) -> None:
+    """Tokens a second of the worker's engine at full size, beside transformers on the same random weights, and latencies."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error.name} is not installed: pip install 'moedge[worker,dev]'") from error
+    from loadgen.bench.worker.measuring import Options, measure
+    from loadgen.bench.worker.models import Sizes
+
+    if width % 64 or experts % 4:
+        raise CommandError("--width in multiples of 64, --experts in multiples of 4")
+    if threads:
+        torch.set_num_threads(threads)
+    console = stderr()
+    sizes = Sizes(width, 4 * width, 64, width // 64, blocks, experts, vocabulary)
+    static_sizes = (*(size for size in (2, 4, 8) if size < concurrent), concurrent)
+    chosen = Options(tasks, concurrent, min(checked, tasks), static_sizes, rounds, seed=seed)
+    figures = measure(sizes, _lengths(lengths, tokenizer), chosen, lambda what: console.print(f"[dim]{what}[/dim]"))
+    if json:
+        print_json(as_json(figures))
+    else:
+        _print(figures)
+
+
+def _lengths(path: Path | None, tokenizer: Path | None) -> Lengths:
+    from loadgen.bench.worker.lengths import built_in, of_data
+
+    if path is None:
+        return built_in()
+    if tokenizer is None:
+        raise CommandError("--lengths needs --tokenizer DIR, to count tokens with")
+    return of_data(path, tokenizer)
+
+
+def as_json(figures: WorkerFigures) -> dict[str, object]:
+    ratios = {
+        "ratio_best_static_batch": figures.ratio_best_static_batch,
+        "ratio_one_at_a_time": figures.ratio_one_at_a_time,
+        "ratio_oracle": figures.ratio_oracle,
+    }
+    return {"schema_version": 1, **asdict(figures), **ratios}
+
+
+def _print(figures: WorkerFigures) -> None:
+    console = stdout()
+    best, kept, limit = figures.best_static, figures.merged, figures.limit
+    rows = [
+        ("ours, bfloat16", f"{figures.tokens_per_s:.1f}", f"{figures.slowest:.1f} to {figures.fastest:.1f}"),
+        (f"ours, experts merged to {kept.kept_share:.0%}", f"{kept.tokens_per_s:.1f}", f"{in_bytes(kept.weight_bytes)} of weights"),
+        *((f"transformers, static {s.size}, {s.order}", f"{s.tokens_per_s:.1f}", "best" if s == best else "") for s in figures.static),
+        ("transformers, by answers not yet known", f"{figures.oracle_tokens_per_s:.1f}", f"ours {figures.ratio_oracle:.2f} times"),
+        ("transformers, one at a time", f"{figures.one_at_a_time_tokens_per_s:.1f}", ""),
+    ]
+    console.print(table(_title(figures), ("what", "tokens/s", ""), rows))
+    console.print(
+        f"{figures.ratio_best_static_batch:.2f} times the best static batch{_missed(figures.ratio_best_static_batch, TARGET_STATIC)}, "
+        f"{figures.ratio_one_at_a_time:.2f} times one at a time{_missed(figures.ratio_one_at_a_time, TARGET_ALONE)}"
+    )
+    console.print(
+        f"float32: {figures.num_equal} of {figures.num_checked} tasks with the same tokens, "
+        f"{figures.num_overflowed} tokens over transformers' expert capacity"
+    )
+    console.print(table(f"From submission, {figures.num_concurrent} kept running", ("", "50 %", "95 %", "99 %"), _percentiles(figures)))
+    console.print(
+        f"limit: {in_bytes(limit.weight_bytes)} of weights touched at {in_bytes(limit.bandwidth_bytes_per_s)}/s, "
+        f"{limit.flops / 1e12:.2f} Tflop at {limit.matrix_flops_per_s / 1e9:.0f} Gflop/s: "
+        f"{limit.prefill_s + limit.decode_s:.2f} s, {limit.share_reached:.0%} reached"
+    )
+    console.print(
+        f"routing entropy {figures.routing_entropy:.2f} of even; {in_bytes(figures.weight_bytes)} of weights, "
+        f"{in_bytes(figures.peak_rss_bytes)} at most in the process, transformers included"
+    )
+
+
+def _percentiles(figures: WorkerFigures) -> list[tuple[str, ...]]:
+    named = {
+        "first token": figures.first_token,
+        "between tokens": figures.between_tokens,
+        "completion": figures.completion,
+        "completion, merged": figures.merged.completion,
+        "completion of the best static batch, from its start": figures.static_completion,
+    }
+    return [(name, *(in_seconds(value) for value in found.values())) for name, found in named.items()]
+
+
+def _title(figures: WorkerFigures) -> str:
+    return (
+        f"{figures.params / 1e9:.2f} billion parameters, {figures.num_tasks} tasks, {figures.num_concurrent} at once, "
+        f"{figures.prompt_tokens} prompt and {figures.output_tokens} generated tokens ({figures.lengths})"
+    )
+
+
+def _missed(ratio: float, target: float) -> str:
+    return "" if ratio >= target else f" (missed: {target:g})"
