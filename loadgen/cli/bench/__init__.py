@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from loadgen.cli.bench.simulator import simulator
+from loadgen.cli.bench.swap import swap
 
 app = typer.Typer(no_args_is_help=True, help="Measure ours beside the alternative, in one run.")
 
@@ -15,3 +16,4 @@ def bench() -> None:
 
 
 app.command()(simulator)
+app.command()(swap)
