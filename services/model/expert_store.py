@@ -104,12 +104,15 @@ def _read_stack(
     index_map = manifest.index_maps[layer]
     if [blob.group for blob in blobs] != list(range(len(blobs))) or set(index_map) != set(range(len(blobs))):
         raise BlobError(f"version {manifest.version}: layer {layer} maps experts to groups that its blobs do not hold")
-    rows = [_read_group(store, manifest, blob, held) for blob in blobs]
-    shapes = {name: tensor.shape for name, tensor in rows[0].items()}
-    for blob, row in zip(blobs, rows, strict=True):
-        if {name: tensor.shape for name, tensor in row.items()} != shapes:
+    weights: dict[str, Tensor] = {}
+    for row, blob in enumerate(blobs):  # each into its place as it is read, so that no layer is ever in memory twice
+        group = _read_group(store, manifest, blob, held)
+        if not weights:
+            weights = {name: group[name].new_empty((len(blobs), *group[name].shape), device=device) for name in sorted(group)}
+        if {name: tensor.shape for name, tensor in group.items()} != {name: weight.shape[1:] for name, weight in weights.items()}:
             raise BlobError(f"blob {blob.digest}: tensors or shapes are not those of the other groups of layer {layer}")
-    weights = {name: torch.stack([row[name].to(device) for row in rows]) for name in sorted(shapes)}
+        for name, tensor in group.items():
+            weights[name][row] = tensor
     return ExpertStack(weights, torch.tensor(index_map, dtype=torch.int64, device=device))
 
 

@@ -16,6 +16,7 @@ class Swap:
     load_s: float
     downtime_s: float
     longest_gap_s: float  # between two tokens of any answer
+    longest_by_phase_s: tuple[float, float, float]  # while blobs are fetched, while they are loaded and checked, while two versions run
     stall_s: float  # the longest gap less the p99 gap without swaps
     lost_token_s: float  # by how much all gaps together were longer than as many mean gaps without swaps
     bytes_fetched: int

@@ -70,7 +70,7 @@ async def _one_size(options: SwapOptions, fraction: float, source: Source, direc
         async with ChildStack(partial(serve_worker, directory, worker_options), hear, niceness=0) as worker:
             site = _Site(made["merger"], worker["worker"], int(worker["pid"]), [version["version"] for version in versions[1:]])
             run = await site.run(options, lambda what: tell(f"{fraction:.0%}: {what}"))
-    return run.figures(fraction, model_bytes, reserve_bytes, int(worker["base_bytes"]))
+    return run.figures(fraction, versions[0]["model_bytes"], model_bytes, reserve_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class _Run:
     quiet_peak_bytes: int
     loaded: tuple[_Loaded, ...]
 
-    def figures(self, fraction: float, model_bytes: int, reserve_bytes: int, base_bytes: int) -> SizeFigures:
+    def figures(self, fraction: float, first_bytes: int, model_bytes: int, reserve_bytes: int) -> SizeFigures:
         quiet = self.streams.between(self.quiet_began_at_s, self.quiet_ended_at_s)
         quiet_p99_s = float(np.percentile(quiet, 99))
         swaps = tuple(self._swap(loaded, quiet_p99_s, float(quiet.mean())) for loaded in self.loaded)
@@ -107,16 +107,21 @@ class _Run:
             quiet_tokens_per_s=len(quiet) / (self.quiet_ended_at_s - self.quiet_began_at_s),
             model_bytes=model_bytes,
             reserve_bytes=reserve_bytes,
-            base_rss_bytes=base_bytes,
+            base_rss_bytes=self.quiet_peak_bytes - first_bytes,
             quiet_rss_bytes=self.quiet_peak_bytes,
         )
 
     def _swap(self, loaded: _Loaded, quiet_p99_s: float, quiet_mean_s: float) -> Swap:
         gaps, report = self.streams.between(loaded.began_at_s, loaded.ended_at_s), loaded.report
+        fetch_s, load_s = report.fetch.ToNanoseconds() / 1e9, report.load.ToNanoseconds() / 1e9
+        began_at_s, fetched_at_s = loaded.began_at_s, loaded.began_at_s + fetch_s
+        phases = ((began_at_s, fetched_at_s), (fetched_at_s, fetched_at_s + load_s), (fetched_at_s + load_s, loaded.ended_at_s))
+        by_phase = tuple(_longest(self.streams.between(*phase)) for phase in phases)
         return Swap(
             window_s=loaded.ended_at_s - loaded.began_at_s,
-            fetch_s=report.fetch.ToNanoseconds() / 1e9,
-            load_s=report.load.ToNanoseconds() / 1e9,
+            fetch_s=fetch_s,
+            load_s=load_s,
+            longest_by_phase_s=(by_phase[0], by_phase[1], by_phase[2]),
             downtime_s=report.downtime.ToNanoseconds() / 1e9,
             longest_gap_s=float(gaps.max(initial=0.0)),
             stall_s=float(gaps.max(initial=0.0)) - quiet_p99_s,

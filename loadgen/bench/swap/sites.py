@@ -93,8 +93,6 @@ def _told(manifests: Sequence[ModelManifest]) -> list[dict[str, object]]:
 
 @asynccontextmanager
 async def serve_worker(directory: Path, options: WorkerOptions, outbox: Outbox) -> AsyncIterator[Addresses]:
-    import psutil
-
     from services.core.offload.values import Link
     from services.runtime.clock import SystemClock
     from services.runtime.edges import EdgeConfig
@@ -115,10 +113,9 @@ async def serve_worker(directory: Path, options: WorkerOptions, outbox: Outbox) 
         swap_reserve_bytes=options.reserve_bytes,
         drain_s=DRAIN_S,
     )
-    base_bytes = psutil.Process().memory_info().rss
     redis = open_redis(None)
     try:
         async with MemoryEventLog(clock) as log, Worker(settings, edge, log, redis, clock) as worker:
-            yield {"worker": worker.address, "pid": str(os.getpid()), "base_bytes": str(base_bytes)}
+            yield {"worker": worker.address, "pid": str(os.getpid())}
     finally:
         await redis.aclose()

@@ -28,7 +28,7 @@ from services.model.tensor_files import write_atomically
 from services.model.tokenizer import Tokenizer
 
 GRID = 20  # shares of a mix are multiples of 1 / GRID
-DRIFT_STEPS = 5  # of these, between two versions: a quarter of all tasks becomes another type's
+DRIFT_STEPS = 2  # of these, between two versions: a tenth of all tasks becomes another type's
 BYTES_PER_PARAM = 2
 CHECK_PROMPTS, CHECK_WORDS, CHECK_TOKENS = 3, 12, 8
 
@@ -100,21 +100,32 @@ def _write_groups(builder: Builder, shape: Shape, plans: Sequence[MergePlan], se
     written: dict[GroupKey, BlobRef] = {}
     for layer in range(shape.num_moe_layers):
         tell(f"merging layer {layer + 1} of {shape.num_moe_layers} for {len(plans)} versions")
-        experts = random_experts(shape, layer, seed)
+        merger = _LayerMerger(random_experts(shape, layer, seed))
         for plan in plans:
             for members, coefficients in zip(plan.layers[layer].groups, plan.layers[layer].coefficients, strict=True):
                 key = (layer, members, coefficients)
                 if key not in written:
-                    digest, size_bytes = builder.store.put(_merged(experts, members, coefficients, plan.method))
+                    digest, size_bytes = builder.store.put(merger.merged(members, coefficients, plan.method))
                     written[key] = BlobRef(digest, size_bytes, GROUP, layer)
     return written
 
 
-def _merged(experts: Mapping[str, Tensor], members: tuple[int, ...], coefficients: tuple[float, ...], method: str) -> dict[str, Tensor]:
-    if len(members) == 1:
-        return {name: weight[members[0]] for name, weight in experts.items()}
-    rule, shares = merge_method(method), torch.tensor(coefficients)
-    return {name: rule(weight[list(members)].float(), shares).to(weight.dtype) for name, weight in experts.items()}
+class _LayerMerger:
+    """Groups of one layer's experts, one after the other; members are gathered in memory that stays, as fresh pages cost more than sums."""
+
+    def __init__(self, experts: Mapping[str, Tensor]) -> None:
+        self._experts = {name: weight.float() for name, weight in experts.items()}
+        self._gathered = {name: torch.empty_like(weight) for name, weight in self._experts.items()}
+
+    def merged(self, members: tuple[int, ...], coefficients: tuple[float, ...], method: str) -> dict[str, Tensor]:
+        if len(members) == 1:
+            return {name: weight[members[0]].bfloat16() for name, weight in self._experts.items()}
+        rule, shares, rows = merge_method(method), torch.tensor(coefficients), torch.tensor(members)
+        merged = {}
+        for name, weight in self._experts.items():
+            gathered = torch.index_select(weight, 0, rows, out=self._gathered[name][: len(members)])
+            merged[name] = rule(gathered, shares).bfloat16()
+        return merged
 
 
 def _blobs_of(plan: MergePlan, written: Mapping[GroupKey, BlobRef], rest_blob: BlobRef) -> tuple[BlobRef, ...]:

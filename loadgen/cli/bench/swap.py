@@ -106,6 +106,7 @@ def _size_json(size: SizeFigures) -> dict[str, object]:
         "budget_bytes": size.budget_bytes,
         "stalls_s": [round(swap.stall_s, 4) for swap in size.swaps],
         "longest_gaps_s": [round(swap.longest_gap_s, 4) for swap in size.swaps],
+        "longest_gaps_by_phase_s": [[round(gap_s, 4) for gap_s in swap.longest_by_phase_s] for swap in size.swaps],
         "peaks_rss_bytes": [swap.peak_rss_bytes for swap in size.swaps],
         "lost_tokens_s": [round(swap.lost_token_s, 3) for swap in size.swaps],
         "bytes_fetched": [swap.bytes_fetched for swap in size.swaps],
