@@ -100,14 +100,16 @@ class Fetcher:
         """Receive the rest of a blob into its unfinished download; yields the size of each piece that is there."""
         staged_bytes = await self._on_disk(self._store.staged_bytes, blob.digest)
         request = merger_pb2.FetchBlobRequest(digest=blob.digest, offset=staged_bytes)
-        async with open_stream(stub.FetchBlob(request, timeout=CALL_TIMEOUT_S, metadata=outgoing())) as stream:
-            async with aclosing(_pieces(stream, blob.digest)) as pieces:
-                async for offset, data in pieces:
-                    await self._on_disk(self._store.append, blob.digest, offset, data)
-                    await self._failpoint.passed("chunk")
-                    yield len(data)
-                    if offset + len(data) > blob.size_bytes:
-                        return  # longer than the manifest says: the commit refuses it
+        async with (
+            open_stream(stub.FetchBlob(request, timeout=CALL_TIMEOUT_S, metadata=outgoing())) as stream,
+            aclosing(_pieces(stream, blob.digest)) as pieces,
+        ):
+            async for offset, data in pieces:
+                await self._on_disk(self._store.append, blob.digest, offset, data)
+                await self._failpoint.passed("chunk")
+                yield len(data)
+                if offset + len(data) > blob.size_bytes:
+                    return  # longer than the manifest says: the commit refuses it
 
     async def _on_disk(self, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)

@@ -102,6 +102,14 @@ def _equal_layer(manifest: ModelManifest, present: ModelManifest, layer: int) ->
     return [blob.digest for blob in manifest.group_blobs(layer)] == [blob.digest for blob in present.group_blobs(layer)]
 
 
+def free(models: list[MoeModel]) -> None:
+    """Empty the list, one tensor after the other: freed together they would keep every other thread from Python for all that time."""
+    tensors = [tensor for model in models for tensor in model.parameters().values()]
+    models.clear()
+    while tensors:
+        tensors.pop()
+
+
 def held_bytes(models: Iterable[MoeModel]) -> int:
     """Bytes of the weights of all models together, each storage once."""
     storages: dict[int, int] = {}

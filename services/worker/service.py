@@ -39,7 +39,7 @@ from services.worker.fetch import Fetcher
 from services.worker.first_version import FirstVersion, Starter
 from services.worker.idle_measuring import IdleMeasuring
 from services.worker.joining import advertised
-from services.worker.loading import Loader
+from services.worker.loading import Loader, free
 from services.worker.metrics import WorkerMetrics
 from services.worker.presence import Presence
 from services.worker.reports import ActivationReports
@@ -146,7 +146,7 @@ class Worker:
 
         engine = BatchEngine(
             first.served.model, first.served.tokenizer, first.manifest.version, edge.max_batch, CountingRecorder,
-            lambda versions: load_thread.submit(versions.clear),
+            lambda models: load_thread.submit(free, models),
         )  # fmt: skip
         device = Device(edge.speed, edge.step_times)
         loop = BatchLoop(engine, self._clock, batch_thread, max_batch=edge.max_batch, max_queue=edge.max_queue, device=device)

@@ -28,6 +28,7 @@ from services.runtime.net import channel
 MAKING_S = 1200.0  # versions are made within, else something hangs
 SWAP_TIMEOUT_S = 300.0
 SETTLED_EVERY_S = 0.01
+WORKING_BYTES = 256 << 20  # of a swap beside the weights it loads: blobs on their way, caches of tasks of a second version
 CACHED_MODELS = 3  # versions whose blobs the worker's disk may hold
 
 Tell = Callable[[str], None]
@@ -64,7 +65,7 @@ async def _one_size(options: SwapOptions, fraction: float, source: Source, direc
         model_bytes = max(version["model_bytes"] for version in versions)
         reserve_bytes = options.reserve_bytes
         if reserve_bytes is None:
-            reserve_bytes = max(version["changed_bytes"] for version in versions)
+            reserve_bytes = WORKING_BYTES + max(version["changed_bytes"] for version in versions)
         worker_options = WorkerOptions(model_bytes + reserve_bytes, reserve_bytes, options.num_users, CACHED_MODELS * model_bytes)
         tell(f"{fraction:.0%}: starting a worker")
         async with ChildStack(partial(serve_worker, directory, worker_options), hear, niceness=0) as worker:
@@ -167,7 +168,7 @@ class _Site:
         return _Run(streams, began_at_s, ended_at_s, quiet_peak_bytes, tuple(loaded))
 
     async def _load(
-        self, control: worker_pb2_grpc.WorkerServiceStub, streams: Streams, peak: PeakMemory, clock: SystemClock, version: str
+        self, control: worker_pb2_grpc.WorkerServiceAsyncStub, streams: Streams, peak: PeakMemory, clock: SystemClock, version: str
     ) -> _Loaded:
         peak.take_bytes()
         began_at_s = time.perf_counter()

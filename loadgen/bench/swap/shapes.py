@@ -143,5 +143,5 @@ class _Rest:
         return torch.ones(self._shape.d_model, dtype=torch.bfloat16)
 
     def _matrix(self, width_out: int, width_in: int) -> Tensor:
-        """For outputs as large as inputs. The model does not divide attention scores by √d_kv, so they are; that matters to nothing here."""
+        """For outputs as large as inputs."""
         return _normal((width_out, width_in), width_in**-0.5, self._generator)

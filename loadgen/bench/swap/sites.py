@@ -55,7 +55,7 @@ async def serve_merger(directory: Path, source: Source, options: VersionsOptions
     from services.runtime.logs import configure
 
     configure("human", "WARNING")
-    settings = MergerSettings(
+    settings = MergerSettings.load(
         model=source.model,
         tasks=source.tasks,
         cache_dir=directory / "merger",
@@ -107,7 +107,7 @@ async def serve_worker(directory: Path, options: WorkerOptions, outbox: Outbox) 
     edge = EdgeConfig(
         EDGE, {REGION: Link(0.0, 1e9, 1e9)}, memory_bytes=options.memory_bytes, device="cpu", max_batch=options.max_batch, max_queue=64
     )
-    settings = WorkerSettings(
+    settings = WorkerSettings.load(
         cache_dir=directory / "worker",
         cache_limit_bytes=options.cache_limit_bytes,
         swap_reserve_bytes=options.reserve_bytes,

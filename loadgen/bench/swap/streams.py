@@ -64,7 +64,7 @@ class Streams:
         return np.array([gap.lasted_s for gap in self.gaps if gap.ended_at_s > began_at_s and gap.began_at_s < ended_at_s])
 
     async def _user(
-        self, stub: inference_pb2_grpc.InferenceServiceStub, user: int, rng: np.random.Generator, stop: asyncio.Event
+        self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, user: int, rng: np.random.Generator, stop: asyncio.Event
     ) -> None:
         while not stop.is_set():
             prompt = " ".join(f"w{n}" for n in rng.integers(self.num_words, size=int(rng.integers(*PROMPT_WORDS, endpoint=True))))
@@ -78,7 +78,7 @@ class Streams:
                 self.failures.append(f"{error.code().name} {error.details()}")
         self._versions.pop(user, None)
 
-    async def _task(self, stub: inference_pb2_grpc.InferenceServiceStub, user: int, prompt: str, num_tokens: int) -> int:
+    async def _task(self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, user: int, prompt: str, num_tokens: int) -> int:
         """Tokens received."""
         request = inference_pb2.GenerateRequest(prompt=prompt, max_tokens=num_tokens)
         before_s: float | None = None

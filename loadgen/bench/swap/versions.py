@@ -30,7 +30,7 @@ from services.model.tokenizer import Tokenizer
 GRID = 20  # shares of a mix are multiples of 1 / GRID
 DRIFT_STEPS = 2  # of these, between two versions: a tenth of all tasks becomes another type's
 BYTES_PER_PARAM = 2
-CHECK_PROMPTS, CHECK_WORDS, CHECK_TOKENS = 3, 12, 8
+CHECK_PROMPTS, CHECK_WORDS, CHECK_TOKENS = 3, 12, 4
 
 Tell = Callable[[str], None]
 GroupKey = tuple[int, tuple[int, ...], tuple[float, ...]]  # layer, members, coefficients

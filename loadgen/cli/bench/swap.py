@@ -22,9 +22,9 @@ def swap(
     fractions: Annotated[str, typer.Option(help="Shares of experts kept, with commas between.")] = "0.25,0.6",
     shape: Annotated[str, typer.Option(help="switch-base-32, or pico to try it out.")] = "switch-base-32",
     users: Annotated[int, typer.Option(min=1, help="Streams at once, which is also the worker's batch.")] = 8,
-    quiet_s: Annotated[float, typer.Option(min=0.5, help="Seconds of the same load without swaps.")] = 40.0,
+    quiet_s: Annotated[float, typer.Option(min=0.5, help="Seconds of the same load without swaps.")] = 30.0,
     reserve_bytes: Annotated[
-        int | None, typer.Option(min=0, help="The worker's memory for swaps; without it what the largest update asks for.")
+        int | None, typer.Option(min=0, help="The worker's memory for swaps; without it what the largest update asks for, and 256 MiB.")
     ] = None,
     model: options.Model = None,
     tasks: options.Tasks = None,
