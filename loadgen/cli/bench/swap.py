@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, pri
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 
 if TYPE_CHECKING:
+    from loadgen.bench.swap.curve import CurvePoint
     from loadgen.bench.swap.figures import SizeFigures, SwapFigures
 
 STALL_TARGET_S = 0.1
@@ -26,6 +28,9 @@ def swap(
     reserve_bytes: Annotated[
         int | None, typer.Option(min=0, help="The worker's memory for swaps; without it what the largest update asks for, and 256 MiB.")
     ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Instead: bytes shipped against score of --model as versions keep more of what an edge holds.")
+    ] = False,
     model: options.Model = None,
     tasks: options.Tasks = None,
     seed: options.Seed = 0,
@@ -36,6 +41,7 @@ def swap(
     Profiles of task types, which the merges are planned from, are measured on --model.
     """
     try:
+        from loadgen.bench.swap.curve import curve as curve_of
         from loadgen.bench.swap.measure import SwapOptions, measure
         from loadgen.bench.swap.shapes import SHAPES
         from loadgen.bench.swap.sites import Source
@@ -47,7 +53,15 @@ def swap(
     source = Source(model_or_demo(model), tasks_or_toy(tasks, model))
     asked = SwapOptions(shape, _fractions(fractions), swaps, users, quiet_s, reserve_bytes, seed)
     console = stderr()
-    figures = measure(asked, source, lambda what: console.print(f"[dim]{what}[/dim]"))
+
+    def tell(what: str) -> None:
+        console.print(f"[dim]{what}[/dim]")
+
+    if curve:
+        curves = {fraction: curve_of(source, fraction, swaps, seed, tell) for fraction in asked.fractions}
+        print_json(curves_json(curves)) if json else _print_curves(curves)
+        return
+    figures = measure(asked, source, tell)
     if json:
         print_json(as_json(figures))
     else:
@@ -111,6 +125,22 @@ def _size_json(size: SizeFigures) -> dict[str, object]:
         "lost_tokens_s": [round(swap.lost_token_s, 3) for swap in size.swaps],
         "bytes_fetched": [swap.bytes_fetched for swap in size.swaps],
     }
+
+
+def curves_json(curves: Mapping[float, Sequence[CurvePoint]]) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "curves": {
+            f"{fraction:g}": [{"keep_gain": p.keep_gain, "bytes_share": p.bytes_share, "score": p.score} for p in points]
+            for fraction, points in curves.items()
+        },
+    }
+
+
+def _print_curves(curves: Mapping[float, Sequence[CurvePoint]]) -> None:
+    for fraction, points in curves.items():
+        rows = [("from scratch" if p.keep_gain is None else f"{p.keep_gain:.0%}", f"{p.bytes_share:.1%}", f"{p.score:.3f}") for p in points]
+        stdout().print(table(f"{fraction:.0%} of the experts", ("a change must gain more than", "shipped, of full reloads", "score"), rows))
 
 
 def _print(figures: SwapFigures) -> None:
