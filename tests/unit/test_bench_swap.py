@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from loadgen.bench.swap.curve import KEEP_GAINS, curve
+from loadgen.bench.swap.curve import ALLOCATIONS, KEEP_GAINS, curve
 from loadgen.bench.swap.figures import SizeFigures, Swap
 from loadgen.bench.swap.shapes import END, SHAPES, random_experts, random_rest, word_tokenizer
 from loadgen.bench.swap.sites import Source
@@ -68,5 +68,5 @@ def test_the_curve_has_a_point_for_each_weight_of_what_an_edge_holds(tmp_path):
     write_pico_checkpoint(tmp_path / "model")
     source = Source(str(tmp_path / "model"), str(write_tasks(tmp_path / "tasks.jsonl")))
     points = curve(source, 0.5, num_updates=2, seed=0, tell=lambda what: None, measured_items=4)
-    assert [point.keep_gain for point in points] == [None, *KEEP_GAINS]
+    assert [(point.allocation, point.keep_gain) for point in points] == list(product(ALLOCATIONS, (None, *KEEP_GAINS)))
     assert all(0 <= point.bytes_share <= 1 and 0 <= point.score <= 1 for point in points)

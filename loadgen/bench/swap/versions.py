@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loadgen.bench.swap.shapes import SHAPES, Shape, num_words, random_experts, random_rest, word_tokenizer
 from services.core.merging.plan import make_plan
+from services.core.merging.recipes import PAPER
 from services.core.merging.values import BaseProfiles, Budget, MergePlan
 from services.model.build import Builder
 from services.model.expert_store import read_experts, read_model, write_rest
@@ -81,10 +82,11 @@ def drifting(task_types: Sequence[str], count: int, rng: np.random.Generator) ->
 
 
 def plans_of(profiles: BaseProfiles, mixes: Sequence[Mapping[str, float]], budget: Budget) -> list[MergePlan]:
-    """Each against the plan before it, as for an edge that holds that one."""
+    """Each against the plan before it, as for an edge that holds that one. The paper's recipe changes more groups than the product's."""
     plans: list[MergePlan] = []
     for mix in mixes:
-        plans.append(make_plan(profiles, mix, budget, present=plans[-1] if plans else None))
+        present = plans[-1] if plans else None
+        plans.append(make_plan(profiles, mix, budget, allocation=PAPER.allocation, method=PAPER.method, present=present))
     return plans
 
 

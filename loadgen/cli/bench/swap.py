@@ -131,16 +131,22 @@ def curves_json(curves: Mapping[float, Sequence[CurvePoint]]) -> dict[str, objec
     return {
         "schema_version": 1,
         "curves": {
-            f"{fraction:g}": [{"keep_gain": p.keep_gain, "bytes_share": p.bytes_share, "score": p.score} for p in points]
+            f"{fraction:g}": [
+                {"allocation": p.allocation, "keep_gain": p.keep_gain, "bytes_share": p.bytes_share, "score": p.score} for p in points
+            ]
             for fraction, points in curves.items()
         },
     }
 
 
 def _print_curves(curves: Mapping[float, Sequence[CurvePoint]]) -> None:
+    columns = ("allocation", "a change must gain more than", "shipped, of full reloads", "score")
     for fraction, points in curves.items():
-        rows = [("from scratch" if p.keep_gain is None else f"{p.keep_gain:.0%}", f"{p.bytes_share:.1%}", f"{p.score:.3f}") for p in points]
-        stdout().print(table(f"{fraction:.0%} of the experts", ("a change must gain more than", "shipped, of full reloads", "score"), rows))
+        rows = [
+            (p.allocation, "from scratch" if p.keep_gain is None else f"{p.keep_gain:.0%}", f"{p.bytes_share:.1%}", f"{p.score:.3f}")
+            for p in points
+        ]
+        stdout().print(table(f"{fraction:.0%} of the experts", columns, rows))
 
 
 def _print(figures: SwapFigures) -> None:
