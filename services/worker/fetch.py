@@ -42,11 +42,14 @@ TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXC
 class Fetcher:
     """Disk work runs on `executor`, so the event loop never waits for it."""
 
-    def __init__(self, store: BlobStore, executor: Executor, clock: Clock, failpoint: Failpoint = NO_FAILPOINT) -> None:
+    def __init__(
+        self, store: BlobStore, executor: Executor, clock: Clock, failpoint: Failpoint = NO_FAILPOINT, piece_bytes: int = PIECE_BYTES
+    ) -> None:
         self._store = store
         self._failpoint = failpoint
         self._executor = executor
         self._clock = clock
+        self._piece_bytes = piece_bytes
 
     async def manifest(self, merger: grpc.aio.Channel, version: str) -> ModelManifest:
         """NOT_FOUND when the merger has no such version."""
@@ -102,7 +105,7 @@ class Fetcher:
         request = merger_pb2.FetchBlobRequest(digest=blob.digest, offset=staged_bytes)
         async with (
             open_stream(stub.FetchBlob(request, timeout=CALL_TIMEOUT_S, metadata=outgoing())) as stream,
-            aclosing(_pieces(stream, blob.digest)) as pieces,
+            aclosing(_pieces(stream, blob.digest, self._piece_bytes)) as pieces,
         ):
             async for offset, data in pieces:
                 await self._on_disk(self._store.append, blob.digest, offset, data)
@@ -115,7 +118,9 @@ class Fetcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
 
 
-async def _pieces(stream: AsyncIterator[merger_pb2.FetchBlobResponse], digest: str) -> AsyncGenerator[tuple[int, bytes], None]:
+async def _pieces(
+    stream: AsyncIterator[merger_pb2.FetchBlobResponse], digest: str, piece_bytes: int
+) -> AsyncGenerator[tuple[int, bytes], None]:
     """Chunks, each checked, joined into pieces that are worth a turn of the disk's thread, with their offsets.
 
     That thread yields the processor to serving, so a turn takes milliseconds whatever it writes. What came before an error comes first.
@@ -125,7 +130,7 @@ async def _pieces(stream: AsyncIterator[merger_pb2.FetchBlobResponse], digest: s
         async for chunk in stream:
             if zlib.crc32(chunk.data) != chunk.crc32:
                 raise BlobError(f"blob {digest}: a chunk at offset {chunk.offset} came damaged")
-            if num_bytes >= PIECE_BYTES or chunk.offset != offset + num_bytes:
+            if num_bytes >= piece_bytes or chunk.offset != offset + num_bytes:
                 if parts:
                     yield offset, b"".join(parts)
                 offset, parts, num_bytes = chunk.offset, [], 0
