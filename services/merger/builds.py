@@ -43,7 +43,8 @@ class BuildRequest:
         """Equal for requests that get the same version."""
         options = self.options
         raw = None if options.raw_frequencies is None else options.raw_frequencies.tobytes()
-        named = (options.method, options.allocation, options.grouping, options.recovery_steps, options.present_version)
+        present = (options.present_version, options.keep_gain)
+        named = (options.method, options.allocation, options.grouping, options.recovery_steps, *present)
         return (tuple(sorted(self.mix.items())), self.budget_bytes, named, raw)
 
 

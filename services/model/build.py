@@ -20,6 +20,7 @@ import numpy as np
 from moedge.v1 import merger_pb2
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
+from services.core.merging.present import KEEP_GAIN
 from services.core.merging.recipes import BEST, CANDIDATES, PAPER, PRODUCT
 from services.core.merging.values import ExpertForm, Frequencies, LayerPlan, MergePlan
 from services.model.aligning_ahead import align_ahead
@@ -48,13 +49,17 @@ _RECIPE = "1"  # raise it when the same plan would give another model
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to plan. `raw_frequencies` (paper mode) stand in for those of the mix."""
+    """How to plan. `raw_frequencies` (paper mode) stand in for those of the mix.
+
+    `keep_gain`: what a change of a group of `present_version` must gain; more ships less (`core/merging/present.py`).
+    """
 
     method: str = PRODUCT.method
     allocation: str = PRODUCT.allocation
     grouping: str = PRODUCT.grouping
     recovery_steps: int = 0
     present_version: str = ""
+    keep_gain: float = KEEP_GAIN
     raw_frequencies: Frequencies | None = None
 
 
@@ -214,6 +219,7 @@ class Builder:
             present=present,
             frequencies=options.raw_frequencies,
             recovery_steps=options.recovery_steps,
+            keep_gain=options.keep_gain,
         )
 
     def unrecovered(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions) -> MoeModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from services.model.blob_store import BlobStore
 from services.model.errors import BlobError, ModelError
 from services.model.families import family_of
 from services.model.families.base import ExpertStack, MoeModel
-from services.model.families.blocked import BlockedStack, row_of, stacked
+from services.model.families.blocked import BlockedStack, blocked, can_block, row_of
 from services.model.manifest import GROUP, REST, BlobRef, ModelManifest
 from services.model.memory import dtype_of
 from services.model.tokenizer import Tokenizer
@@ -68,8 +68,7 @@ def read_model(
     tensors = store.read(manifest.rest.digest)
     files = {name.removeprefix(_FILE): bytes(tensors.pop(name).numpy()) for name in list(tensors) if name.startswith(_FILE)}
     _check_dtype(tensors, manifest, manifest.rest.digest)
-    put_together = stacked if to_serve else _plainly_stacked
-    experts = [_read_stack(store, manifest, layer, torch.device(device), {}, put_together) for layer in range(len(manifest.index_maps))]
+    experts = [_read_stack(store, manifest, layer, torch.device(device), {}, to_serve) for layer in range(len(manifest.index_maps))]
     config = _config(files, manifest)
     try:
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -101,12 +100,8 @@ def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, p
             stacks.append(present.experts[layer])
             continue
         is_blocked = any(isinstance(weight, BlockedStack) for weight in present.experts[layer].weights.values())
-        stacks.append(_read_stack(store, manifest, layer, present.device, held, stacked if is_blocked else _plainly_stacked))
+        stacks.append(_read_stack(store, manifest, layer, present.device, held, is_blocked))
     return stacks
-
-
-def _plainly_stacked(matrices: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(matrices))
 
 
 def _read_stack(
@@ -115,18 +110,29 @@ def _read_stack(
     layer: int,
     device: torch.device,
     held: Mapping[str, tuple[ExpertStack, int]],
-    put_together: Callable[[Sequence[Tensor]], Tensor],
+    to_serve: bool,
 ) -> ExpertStack:
     blobs = manifest.group_blobs(layer)
     index_map = manifest.index_maps[layer]
     if [blob.group for blob in blobs] != list(range(len(blobs))) or set(index_map) != set(range(len(blobs))):
         raise BlobError(f"version {manifest.version}: layer {layer} maps experts to groups that its blobs do not hold")
-    rows = [_read_group(store, manifest, blob, held) for blob in blobs]
-    shapes = {name: tensor.shape for name, tensor in rows[0].items()}
-    for blob, row in zip(blobs, rows, strict=True):
-        if {name: tensor.shape for name, tensor in row.items()} != shapes:
+    weights: dict[str, Tensor] = {}
+    laid_out: dict[str, list[Tensor]] = {}
+    shapes: dict[str, torch.Size] = {}
+    for row, blob in enumerate(blobs):  # each into its place as it is read, so that no layer is ever in memory twice
+        group = _read_group(store, manifest, blob, held)
+        shapes = shapes or {name: group[name].shape for name in sorted(group)}
+        if {name: tensor.shape for name, tensor in group.items()} != shapes:
             raise BlobError(f"blob {blob.digest}: tensors or shapes are not those of the other groups of layer {layer}")
-    weights = {name: put_together([row[name].to(device) for row in rows]) for name in sorted(shapes)}
+        for name, tensor in group.items():
+            if to_serve and device.type == "cpu" and (tensor.is_mkldnn or can_block(tensor)):
+                laid_out.setdefault(name, []).append(blocked(tensor))
+                continue
+            if name not in weights:
+                weights[name] = tensor.new_empty((len(blobs), *tensor.shape), device=device)
+            weights[name][row] = tensor
+    weights |= {name: BlockedStack(matrices) for name, matrices in laid_out.items()}
+    weights = {name: weights[name] for name in shapes}
     return ExpertStack(weights, torch.tensor(index_map, dtype=torch.int64, device=device))
 
 

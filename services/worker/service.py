@@ -39,7 +39,7 @@ from services.worker.fetch import Fetcher
 from services.worker.first_version import FirstVersion, Starter
 from services.worker.idle_measuring import IdleMeasuring
 from services.worker.joining import advertised
-from services.worker.loading import Loader
+from services.worker.loading import Loader, free
 from services.worker.metrics import WorkerMetrics
 from services.worker.presence import Presence
 from services.worker.reports import ActivationReports
@@ -131,7 +131,7 @@ class Worker:
         stack.push_async_callback(grpc_server.stop, None)
 
         batch_thread = single_thread(f"batch-{edge.name}")
-        load_thread = single_thread(f"load-{edge.name}", background=True)
+        load_thread = single_thread(f"load-{edge.name}", background=True, alone=True)
         for thread in (batch_thread, load_thread):
             stack.callback(thread.shutdown, wait=True, cancel_futures=True)
 
@@ -144,7 +144,10 @@ class Worker:
         starter = Starter(edge, settings.base_model, budget_bytes, store, versions, fetcher, loader, self._clock)
         first = await self._first(starter)
 
-        engine = BatchEngine(first.served.model, first.served.tokenizer, first.manifest.version, edge.max_batch, CountingRecorder)
+        engine = BatchEngine(
+            first.served.model, first.served.tokenizer, first.manifest.version, edge.max_batch, CountingRecorder,
+            lambda models: load_thread.submit(free, models),
+        )  # fmt: skip
         device = Device(edge.speed, edge.step_times)
         loop = BatchLoop(engine, self._clock, batch_thread, max_batch=edge.max_batch, max_queue=edge.max_queue, device=device)
         max_prompt_tokens = first.served.tokenizer.max_prompt_tokens

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from services.model.families import family_of
-from services.model.families.base import ExpertStack
+from services.model.families.base import ExpertStack, MoeModel
 from services.model.generation import BatchEngine, Emitted, Finished, GenTask, Started, VersionGoneError
 from tests.unit.pico_decoders import write_pico_decoder
 from tests.unit.test_switch_family import write_pico
@@ -219,3 +219,16 @@ def test_an_abandoned_batch_leaves_the_queue_to_run(model):
     engine.step()
     assert engine.abandon() == ["a", "b"]
     assert set(run(engine)[0]) == {"c", "d", "e"}
+
+
+def test_a_version_that_nothing_needs_is_handed_over_to_be_freed(model, merged):
+    handed: list[list[MoeModel]] = []
+    engine = BatchEngine(model, SpelledTokens(), "old", 2, Counter, handed.append)
+    engine.submit(GenTask("a", PROMPTS["a"], 4))
+    engine.step()
+    engine.install(merged, "new")
+    assert handed == []
+    while engine.has_work:
+        engine.step()
+    assert handed == [[model]]
+    assert engine.versions == ("new",)

@@ -95,6 +95,7 @@ def test_a_flipped_bit_is_found_and_the_blob_dropped(store):
     [
         (save({"wi": torch.tensor([1.0, float("nan")])}), "NaN"),
         (save({"wi": torch.tensor([1.0, float("-inf")]).bfloat16()}), "infinity"),
+        (save({"wi": torch.cat([torch.ones(5000), torch.tensor([float("nan")]), torch.ones(77)]).bfloat16()}), "NaN"),
         (b"\x80\x04\x95pickle", "not safetensors|truncated"),
         (b"", "too short"),
         (save(tensors())[:-4], "not safetensors"),

@@ -17,7 +17,7 @@ from services.runtime.clock import SystemClock
 from services.runtime.net import bind, channel, server
 from services.runtime.status import RpcFailure
 from services.worker.committed import parse_manifest
-from services.worker.fetch import Fetcher
+from services.worker.fetch import PIECE_BYTES, Fetcher
 
 CHUNK = 1000
 
@@ -58,7 +58,7 @@ def one_blob_manifest(digest, size_bytes):
 
 
 @asynccontextmanager
-async def scene(tmp_path, *faults):
+async def scene(tmp_path, *faults, piece_bytes=PIECE_BYTES):
     source = BlobStore(tmp_path / "source", 1 << 30)
     digest, size_bytes = source.put({"w": torch.arange(1500, dtype=torch.float32)})
     merger = FaultyMerger(source.read_chunk(digest, 0, size_bytes), faults)
@@ -70,7 +70,7 @@ async def scene(tmp_path, *faults):
     thread = single_thread("disk")
     try:
         async with channel(address) as to_merger:
-            fetcher = Fetcher(store, thread, SystemClock())
+            fetcher = Fetcher(store, thread, SystemClock(), piece_bytes=piece_bytes)
             yield merger, store, lambda: fetcher.blobs(to_merger, one_blob_manifest(digest, size_bytes)), digest
     finally:
         await grpc_server.stop(None)
@@ -83,6 +83,14 @@ async def test_a_blob_comes_whole_and_is_not_fetched_twice(tmp_path):
         assert store.read(digest)["w"].tolist() == list(range(1500))
         assert await fetch() == 0
         assert merger.offsets == [0]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, CHUNK, 2 * CHUNK + 1, 1 << 20])
+async def test_a_blob_is_the_same_whatever_is_written_at_once(tmp_path, piece_bytes):
+    async with scene(tmp_path, "break", piece_bytes=piece_bytes) as (merger, store, fetch, digest):
+        assert await fetch() == len(merger.data)
+        assert merger.offsets == [0, 2 * CHUNK]
+        assert store.read(digest)["w"].tolist() == list(range(1500))
 
 
 async def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path):

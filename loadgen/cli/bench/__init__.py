@@ -7,6 +7,7 @@ import typer
 from loadgen.cli.bench.broker import broker
 from loadgen.cli.bench.merge import merge
 from loadgen.cli.bench.simulator import simulator
+from loadgen.cli.bench.swap import swap
 from loadgen.cli.bench.worker import worker
 
 app = typer.Typer(no_args_is_help=True, help="Measure ours beside the alternative, in one run.")
@@ -20,4 +21,5 @@ def bench() -> None:
 app.command()(broker)
 app.command()(merge)
 app.command()(simulator)
+app.command()(swap)
 app.command()(worker)

@@ -18,7 +18,7 @@ from services.core.merging.errors import BudgetError, CountsError, MixError
 from services.core.merging.groupings import Groups
 from services.core.merging.groupings import grouping as grouping_named
 from services.core.merging.mix import checked_shares
-from services.core.merging.present import PresentLayer, present_layers
+from services.core.merging.present import KEEP_GAIN, PresentLayer, present_layers
 from services.core.merging.snapping import largest_remainder
 from services.core.merging.values import BaseProfiles, Budget, Frequencies, LayerPlan, LayerStatistics, MergePlan, normalised
 
@@ -39,7 +39,7 @@ def make_plan(
     frequencies: Frequencies | None = None,
     recovery_steps: int = 0,
     floor: int = 1,
-    keep_gain: float = 0.1,
+    keep_gain: float = KEEP_GAIN,
 ) -> MergePlan:
     """The plan for traffic of the given mix. A budget that holds every expert gives the identity plan, without recovery.
 

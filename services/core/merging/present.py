@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from services.core.merging.errors import CountsError
 from services.core.merging.values import ExpertForm, LayerPlan, MergePlan
 
+KEEP_GAIN = 0.1
+
 Group = tuple[tuple[int, ...], tuple[float, ...]]
 
 
