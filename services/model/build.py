@@ -18,6 +18,8 @@ import blake3
 import numpy as np
 
 from moedge.v1 import merger_pb2
+from services.core.merging.budget import full_bytes
+from services.core.merging.fitted import METHOD as FITTED
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
 from services.core.merging.recipes import BEST, CANDIDATES, PRODUCT
@@ -28,7 +30,8 @@ from services.model.calibration import Calibration, Measured, Scorer, calibrate,
 from services.model.checkpoint import BaseModel
 from services.model.errors import BlobError
 from services.model.expert_store import ServedModel, read_model, write_experts, write_rest
-from services.model.families.base import MoeModel
+from services.model.families.base import ExpertStack, MoeModel
+from services.model.fitted_builds import RECIPE, FittedBuilds
 from services.model.greedy import greedy
 from services.model.manifest import CheckPrompt, ModelManifest, mixed_frequencies
 from services.model.memory import budget_for, unique_bytes
@@ -61,6 +64,7 @@ class BuildSettings:
     """What building may cost."""
 
     profiled_items: int = 512  # of each task type, once per base model
+    fitted_items: int = 2048  # of each task type at most, that experts are fitted to once, where the method is "fitted"
     measured_items: int = 64  # of each task type, in every build
     num_check_prompts: int = 3
     cache_limit_bytes: int = 4 << 30
@@ -106,6 +110,15 @@ class Builder:
     @cached_property
     def aligned(self) -> Aligned:
         return align(self.base, self.cache_dir)
+
+    @cached_property
+    def fitted(self) -> FittedBuilds:
+        """What builds by the method "fitted" are made of."""
+
+        def shown() -> dict[str, list[Example]]:
+            return {t: self._examples_of(t)[: self.settings.fitted_items] for t in self._items}
+
+        return FittedBuilds(self.base, shown, self.cache_dir)
 
     @cached_property
     def _calibration_id(self) -> str:
@@ -193,10 +206,15 @@ class Builder:
     def plan(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions) -> MergePlan:
         """The plan alone; touches no weights."""
         present = self._plan_of(options.present_version) if options.present_version else None
+        budget = budget_for(self.base.model, budget_bytes, self.settings.reserve_bytes)
+        if options.method == FITTED and budget_bytes < full_bytes(budget, self.base.model.shape.layers[0].num_experts):
+            return self.fitted.plan(mix, budget, present)
+        if present is not None and present.method == FITTED:
+            present = None
         return make_plan(
             self.calibration.profiles,
             mix,
-            budget_for(self.base.model, budget_bytes, self.settings.reserve_bytes),
+            budget,
             allocation=options.allocation,
             grouping=options.grouping,
             method=options.method,
@@ -208,7 +226,7 @@ class Builder:
     def unrecovered(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions) -> MoeModel:
         """The merged model of a request as plain averaging leaves it; kept nowhere."""
         plan = self.plan(self._mix(mix, options), budget_bytes, options)
-        return self.base.model.with_experts(merged_experts(self.base, self.aligned, plan))
+        return self.base.model.with_experts(self._experts(plan))
 
     def manifest(self, version: str) -> ModelManifest | None:
         """A version built before."""
@@ -239,13 +257,14 @@ class Builder:
 
     def _version(self, plan: MergePlan, mix: Mapping[str, float]) -> str:
         recipe = asdict(replace(self.settings.recovery, steps=plan.recovery_steps)) if plan.recovery_steps else {}
+        recipe |= RECIPE if plan.method == FITTED else {}
         told = [_RECIPE, plan.plan_id, self.base.dtype, self._calibration_id, self.settings.measured_items, sorted(mix.items()), recipe]
         return blake3.blake3(json.dumps(told, sort_keys=True).encode()).hexdigest(length=8)
 
     def _made(self, plan: MergePlan, mix: Mapping[str, float], clock: _Phases) -> tuple[MoeModel, Measured, Measured]:
         """The model of a plan, measured before recovery and after it."""
         with clock.phase("merge", 0.2):
-            model = self.base.model.with_experts(merged_experts(self.base, self.aligned, plan))
+            model = self.base.model.with_experts(self._experts(plan))
             self.aligned.save()
         before: Measured | None = None
         if plan.recovery_steps > 0:
@@ -256,6 +275,9 @@ class Builder:
         with clock.phase("measure", 0.7):
             measured = self._measured(model)
         return model, before or measured, measured
+
+    def _experts(self, plan: MergePlan) -> list[ExpertStack]:
+        return self.fitted.stacks(plan) if plan.method == FITTED else merged_experts(self.base, self.aligned, plan)
 
     def _measured(self, model: MoeModel) -> Measured:
         items = self._of_each(self.settings.measured_items)

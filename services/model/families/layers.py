@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from services.model.errors import PromptError
+from services.model.families.packed_weights import PackedWeights
 
 Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
@@ -137,6 +138,8 @@ def mixed_experts(x: Tensor, rows: Tensor, shares: Tensor, weights: Mapping[str,
 
 def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """Each token through one expert. `x` (num_tokens, d_model), `rows` (num_tokens,), `weights` (num_kept, width out, width in) each."""
+    if isinstance(weights, PackedWeights):
+        return _packed(x, rows, weights, expert)
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     order = torch.argsort(rows)
@@ -146,6 +149,8 @@ def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert
 
 def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """As `apply_experts`, with `rows` ascending."""
+    if isinstance(weights, PackedWeights):
+        return _packed(x, rows, weights, expert)
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     counts = torch.bincount(rows, minlength=_num_kept(weights))
@@ -155,6 +160,20 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
     return _one_product_an_expert(x, counts, weights, expert)
 
 
+def _packed(x: Tensor, rows: Tensor, weights: PackedWeights, expert: Expert) -> Tensor:
+    """As `apply_experts`: a form at a time, its experts unpacked for the tokens that hit them. Tokens of no expert get zeros."""
+    outputs = torch.zeros_like(x)
+    for part in weights.tokens(rows):
+        own = x.index_select(0, part.places)
+        if len(part.rows) * part.form.num_weights <= GATHER_PARAMS:
+            made = _multiplied(own, part.form.unpacked(part.rows), expert)
+        else:
+            hit, local = torch.unique_consecutive(part.rows, return_inverse=True)
+            made = _in_order(own, local, part.form.unpacked(hit), expert)
+        outputs.index_copy_(0, part.places, made)
+    return outputs
+
+
 def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
     """Whether copying each token's expert costs less than starting a product an expert, and no gradient asks for more."""
     expert_params = sum(weight[0].numel() for weight in weights.values())
@@ -162,7 +181,11 @@ def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _gathered(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
-    chosen = {name: weight.index_select(0, rows).to(x.dtype) for name, weight in weights.items()}
+    return _multiplied(x, {name: weight.index_select(0, rows).to(x.dtype) for name, weight in weights.items()}, expert)
+
+
+def _multiplied(x: Tensor, chosen: Mapping[str, Tensor], expert: Expert) -> Tensor:
+    """Each token through an expert of its own, (num_tokens, width out, width in) each."""
     return expert(lambda part, name: torch.bmm(chosen[name], part), x.unsqueeze(2)).squeeze(2)
 
 
@@ -185,4 +208,5 @@ def _one_product_an_expert(x: Tensor, counts: Tensor, weights: Mapping[str, Tens
 
 
 def _num_kept(weights: Mapping[str, Tensor]) -> int:
-    return int(next(iter(weights.values())).shape[0])
+    """Rows that tokens may be sent to; packed experts have one more, of nothing."""
+    return weights.num_kept + 1 if isinstance(weights, PackedWeights) else int(next(iter(weights.values())).shape[0])

@@ -110,7 +110,9 @@ class SwitchModel:
 
     def write(self, path: Path) -> None:
         """The weights as one safetensors file under transformers' names. Experts must be unmerged."""
-        if any(stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)):
+        if any(
+            stack.is_packed or stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)
+        ):
             raise ValueError("write: a merged model has no transformers form; write its base model and its plan")
         write_weights(self._weights, self._experts, path)
 
