@@ -41,12 +41,12 @@ class PackedForm:
         taken = self.records.index_select(0, rows)
         if self._levels is None:
             return {place.name: self._values(taken, place) for place in self._places}
-        tops = taken[:, : 4 * len(self._places)].contiguous().view(torch.float32)
+        tops = _as(torch.float32, taken[:, : 4 * len(self._places)])
         numbers = taken.int()
         return {place.name: self._on_grid(taken, numbers, tops[:, n], place) for n, place in enumerate(self._places)}
 
     def _values(self, taken: Tensor, place: MatrixPlace) -> Tensor:
-        values = taken[:, place.codes].contiguous().view(self.layout.stored_dtype)
+        values = _as(self.layout.stored_dtype, taken[:, place.codes])
         return values.view(-1, place.rows, place.columns).float()
 
     def _on_grid(self, taken: Tensor, numbers: Tensor, tops: Tensor, place: MatrixPlace) -> Tensor:
@@ -61,8 +61,8 @@ class PackedForm:
         matrix = _times(levels.reshape(-1, rows, columns), scales.view(-1, rows, place.num_groups))
         if self.layout.rank == 0:
             return matrix
-        left = taken[:, place.left].contiguous().view(torch.float16).view(-1, rows, self.layout.rank)
-        right = taken[:, place.right].contiguous().view(torch.float16).view(-1, self.layout.rank, columns)
+        left = _as(torch.float16, taken[:, place.left]).view(-1, rows, self.layout.rank)
+        right = _as(torch.float16, taken[:, place.right]).view(-1, self.layout.rank, columns)
         return torch.baddbmm(matrix, left.float(), right.float())
 
 
@@ -122,6 +122,11 @@ class PackedWeights(Mapping[str, Tensor]):
             if end > start:
                 yield FormTokens(form, order[start:end], ascending[start:end] - form.first_row)
             start = end
+
+
+def _as(dtype: torch.dtype, part: Tensor) -> Tensor:
+    """Bytes of records read as values; copied, because they may lie at odd places."""
+    return part.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
 def _level_table(codes: Tensor, bits: int) -> Tensor:
