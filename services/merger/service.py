@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Self
 
 from moedge.v1 import merger_pb2_grpc
-from services.core.merging.fitted import METHOD as FITTED
+from services.core.merging.recipes import FITTED
 from services.merger.builds import Builds
 from services.merger.metrics import MergerMetrics, view_of
 from services.merger.requests import RequestReader

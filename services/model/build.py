@@ -19,10 +19,9 @@ import numpy as np
 
 from moedge.v1 import merger_pb2
 from services.core.merging.budget import full_bytes
-from services.core.merging.fitted import METHOD as FITTED
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
-from services.core.merging.recipes import BEST, CANDIDATES, PRODUCT
+from services.core.merging.recipes import BEST, CANDIDATES, FITTED, PRODUCT
 from services.core.merging.values import ExpertForm, Frequencies, LayerPlan, MergePlan
 from services.model.alignment import Aligned, align
 from services.model.blob_store import BlobStore

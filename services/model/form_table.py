@@ -21,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from services.core.merging.errors import OptionError
-from services.core.merging.fitted import METHOD, FormErrors
+from services.core.merging.fitted import FormErrors
+from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm, MergePlan
 from services.model.checkpoint import BaseModel
 from services.model.compressions.fitted import candidate_forms
@@ -96,7 +97,7 @@ def refuse_too_large(base: BaseModel) -> None:
     _, sizes = forms_of(base)
     needed = sum(int(row.sum()) * stack.num_kept for row, stack in zip(sizes, base.model.experts, strict=True))
     if needed > MAX_TABLE_BYTES:
-        raise OptionError(f"method {METHOD!r}: the experts of this model in every form take {needed} bytes, too many; use another method")
+        raise OptionError(f"method {FITTED!r}: the experts of this model in every form take {needed} bytes, too many; use another method")
 
 
 class _Making:

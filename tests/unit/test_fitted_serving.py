@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from moedge.v1 import merger_pb2
+from moedge.v1 import events_pb2, inference_pb2, merger_pb2
 from services.model.families.packed_weights import PackedWeights
 from services.model.greedy import greedy
 from services.runtime.eventlog import MERGE_EVENTS
@@ -67,11 +67,13 @@ async def test_where_memory_holds_one_version_an_edge_drains_before_it_loads_fit
 
 async def test_a_stack_that_fits_experts_builds_them_again_when_its_traffic_turns(tmp_path):
     options = {
-        "edges": 1, "trigger": "jtom", "initial_mix": {"left": 1.0}, "controller": CONTROLLER | {"method": "fitted"}, "worker": {"report_interval_s": 0.2},
+        "edges": 1, "trigger": "jtom", "initial_mix": {"left": 1.0}, "worker": {"report_interval_s": 0.2},
+        "controller": CONTROLLER | {"method": "fitted"},
         "merger": {"profiled_items": 8, "measured_items": 4, "method": "fitted"},
     }  # fmt: skip
     prompts = [item.prompt for item in pico_tasks().of_type("right")]
-    summaries, merges = [], []
+    summaries: list[tuple[str, inference_pb2.Summary]] = []
+    merges: list[events_pb2.MergeEvent] = []
 
     async def hear(record):
         merges.append(read_merge(record))

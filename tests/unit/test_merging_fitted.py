@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from services.core.merging.errors import BudgetError, MixError
-from services.core.merging.fitted import METHOD, FormErrors, fitted_plan, kept_share, plan_room_bytes
+from services.core.merging.fitted import FormErrors, fitted_plan, kept_share, plan_room_bytes
 from services.core.merging.plan import make_plan
+from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm
 from tests.unit.merging_builders import make_budget, make_profiles
 
@@ -45,7 +46,7 @@ def test_a_plan_never_takes_more_than_its_room_and_leaves_less_than_any_better_f
 
 def test_experts_that_nothing_answers_are_the_last_group_and_are_not_kept():
     plan = fitted_plan(make_table(), {"facts": 1.0}, 50)
-    assert plan.method == METHOD
+    assert plan.method == FITTED
     dropped = [layer for layer in plan.layers if DROPPED in layer.forms]
     assert dropped
     for layer in dropped:

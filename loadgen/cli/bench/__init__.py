@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from loadgen.cli.bench.fitted import fitted
 from loadgen.cli.bench.simulator import simulator
 
 app = typer.Typer(no_args_is_help=True, help="Measure ours beside the alternative, in one run.")
@@ -14,4 +15,5 @@ def bench() -> None:
     """A group, so that the benchmark is always named."""
 
 
+app.command()(fitted)
 app.command()(simulator)

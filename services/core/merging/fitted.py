@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from services.core.merging.errors import BudgetError
 from services.core.merging.forms import chosen_forms
 from services.core.merging.mix import checked_shares
+from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm, LayerPlan, MergePlan
 
-METHOD = "fitted"
 OTHER_TASKS = 0.002  # of the weight of the first: how much a task type counts at least, so that what is left over serves all
 HALF_KEPT_NATS = 2.0  # an answer that moved so far is right half the time (README.md)
 LEAST_STEEP = 0.1
@@ -54,7 +54,7 @@ def fitted_plan(table: FormErrors, mix: Mapping[str, float], room_bytes: int, pr
     chosen, weights = _most_kept(table, wanted, room_bytes, np.ones(1) if present is None else _drawn(table, present))
     nothing = np.tensordot(weights, table.errors[..., table.forms.index(DROPPED)], 1)
     sent = np.tensordot(weights, table.sent, 1)
-    return MergePlan(table.base, METHOD, tuple(_layer(table.forms, *of_layer) for of_layer in zip(chosen, nothing, sent, strict=True)))
+    return MergePlan(table.base, FITTED, tuple(_layer(table.forms, *of_layer) for of_layer in zip(chosen, nothing, sent, strict=True)))
 
 
 def kept_share(moved: NDArray[np.float64]) -> NDArray[np.float64]:
