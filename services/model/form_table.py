@@ -25,7 +25,6 @@ from services.core.merging.fitted import FormErrors
 from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm, MergePlan
 from services.model.checkpoint import BaseModel
-from services.model.compressions.fitted import candidate_forms
 from services.model.evidence import Evidence, LayerEvidence, gather, in_float32, with_layer
 from services.model.families.base import OUT, ExpertStack
 from services.model.families.layers import apply_experts
@@ -40,7 +39,7 @@ FEWEST_EXAMPLES = 1024  # of a task type; fewer are filled up by splicing, up to
 SPLICED_FOR_EACH = 6
 PROBED_EXAMPLES = 192  # of each task type, on which is judged how much a layer's errors matter
 MAX_TABLE_BYTES = 2 << 30
-_PROBE_SHARE = 1 / 2  # of hidden units, at one bit: a layer held so tells how much its errors matter
+PROBE_BITS = 2  # the narrowest form of at least half the hidden units in so few bits: a layer held so tells how much its errors matter
 FORMAT = "1"  # raise it when the same model and examples would give other forms
 _MAX_HEADER_BYTES = 16 << 20
 
@@ -88,8 +87,14 @@ def form_table(
 
 def forms_of(base: BaseModel) -> tuple[tuple[ExpertForm, ...], NDArray[np.int64]]:
     """The forms that experts are fitted to, and bytes by layer and form."""
-    forms = candidate_forms(int(base.model.experts[0].weights[OUT].shape[2]))
+    forms = served_forms(int(base.model.experts[0].weights[OUT].shape[2]))
     return forms, np.array([[form_bytes(stack, form) for form in forms] for stack in base.model.experts], dtype=np.int64)
+
+
+def served_forms(num_units: int) -> tuple[ExpertForm, ...]:
+    """Few, because a step unpacks a form at a time, and so placed that more of them hardly keep more (README.md)."""
+    shares = ((2, 1 / 4), (2, 1 / 2), (2, 1.0), (4, 1 / 4), (4, 1 / 2), (4, 3 / 4), (4, 1.0), (8, 1.0), (16, 1.0))
+    return (DROPPED, *dict.fromkeys(ExpertForm(bits, max(1, round(num_units * share))) for bits, share in shares))
 
 
 def refuse_too_large(base: BaseModel) -> None:
@@ -148,7 +153,7 @@ class _Making:
             layouts.append(layout)
             records.append(torch.stack([layout.record(one.matrices) for one in fitted]))
             by_form.append(errors.of(PackedWeights({layout: records[-1]})))
-        probe = next(n for n, form in enumerate(self._forms) if form.bits == 1 and form.units >= fitter.num_units * _PROBE_SHARE)
+        probe = next(n for n, form in enumerate(self._forms) if form.bits == PROBE_BITS and 2 * form.units >= fitter.num_units)
         moved = self._moved(number, ExpertStack(PackedWeights({layouts[probe - 1]: records[probe - 1]}), parts[0].stack.index_map))
         weights = moved / np.maximum(by_form[probe].sum(1), 1e-30)
         matters = weights[:, None, None]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.core.merging.errors import BudgetError, MixError
-from services.core.merging.fitted import FormErrors, fitted_plan, kept_share, plan_room_bytes
+from services.core.merging.fitted import HALF_KEPT_NATS, FormErrors, fitted_plan, kept_share, plan_room_bytes
 from services.core.merging.plan import make_plan
 from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm
@@ -128,5 +128,5 @@ def test_unknown_task_types_and_a_room_below_nothing_are_refused():
         fitted_plan(make_table(), {"facts": 1.0}, -1)
 
 
-def test_answers_that_did_not_move_are_kept_and_half_of_those_that_moved_by_two_nats():
-    assert kept_share(np.array([0.0, 2.0, 1e9])).tolist() == pytest.approx([1.0, 0.5, 0.0])
+def test_answers_that_did_not_move_are_kept_and_half_of_those_that_moved_by_so_many_nats():
+    assert kept_share(np.array([0.0, HALF_KEPT_NATS, 1e9])).tolist() == pytest.approx([1.0, 0.5, 0.0])

@@ -20,7 +20,7 @@ from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm, LayerPlan, MergePlan
 
 OTHER_TASKS = 0.002  # of the weight of the first: how much a task type counts at least, so that what is left over serves all
-HALF_KEPT_NATS = 2.0  # an answer that moved so far is right half the time (README.md)
+HALF_KEPT_NATS = 1.6  # an answer that moved so far is right half the time (README.md)
 LEAST_STEEP = 0.1
 ROUNDS = 4
 KEEP_GAIN = 0.1  # a present form's error counts so much less: a change has to save more
@@ -58,7 +58,7 @@ def fitted_plan(table: FormErrors, mix: Mapping[str, float], room_bytes: int, pr
 
 
 def kept_share(moved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of a task type's quality, when its mean answer moved by so many nats: 1 / (1 + (nats / 2)^2)."""
+    """Of a task type's quality, when its mean answer moved by so many nats: 1 / (1 + (nats / 1.6)^2)."""
     share: NDArray[np.float64] = 1 / (1 + (moved / HALF_KEPT_NATS) ** 2)
     return share
 
