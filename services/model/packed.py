@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -102,7 +103,8 @@ def scales_of(codes: Tensor, top: Tensor) -> Tensor:
     return top * scale_shares(codes.device)[codes.int()]
 
 
-def scale_shares(device: torch.device | str = "cpu") -> Tensor:
+@cache
+def scale_shares(device: torch.device) -> Tensor:
     """(256,) float32: what share of the largest scale each byte says. In double precision first, so that they are the same everywhere."""
     return torch.exp2(torch.arange(256, dtype=torch.float64, device=device) / -SCALE_STEPS_PER_OCTAVE).float()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,9 +31,8 @@ class PackedForm:
         self.first_row = first_row
         self.num_weights = sum(rows * columns for _, rows, columns in layout.shapes)
         self._places = layout.places()
-        codes = torch.arange(1 << _BYTE_BITS, device=records.device)
         self._scales = scale_shares(records.device).unsqueeze(1)
-        self._levels = _level_table(codes, layout.bits) if layout.bits < STORED_BITS else None
+        self._levels = _level_table(layout.bits, records.device) if layout.bits < STORED_BITS else None
         self._powers = 2.0 ** torch.arange(1, layout.bits + 1, device=records.device)
         self._lowest = level(torch.zeros(1, device=records.device), layout.bits)
 
@@ -129,11 +129,12 @@ def _as(dtype: torch.dtype, part: Tensor) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
-def _level_table(codes: Tensor, bits: int) -> Tensor:
+@cache  # one a width: a table of its own for each form of each layer would weigh as much as small experts do
+def _level_table(bits: int, device: torch.device) -> Tensor:
     """What each byte holds: (256, 8 / bits) levels, or (256, 8) single bits where codes cross bytes."""
     width = 1 if _BYTE_BITS % bits else bits
-    shifts = torch.arange(0, _BYTE_BITS, width, device=codes.device)
-    parts = ((codes[:, None] >> shifts) & ((1 << width) - 1)).float()
+    codes = torch.arange(1 << _BYTE_BITS, device=device)
+    parts = ((codes[:, None] >> torch.arange(0, _BYTE_BITS, width, device=device)) & ((1 << width) - 1)).float()
     return level(parts, bits) if width == bits else parts
 
 
