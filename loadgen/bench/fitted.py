@@ -1,7 +1,7 @@
 """What an edge's memory holds of a mix of task types: fitted experts, the product's merge, the unmerged model quantised to equal bytes.
 
 Scored on items that nothing was calibrated on, for mixes that each task type leads in turn; each fitted version also for the mix that
-another type leads, which is what an update saves. Step times of all are taken in turn, in the same rounds, as medians.
+another type leads, which is what an update saves. Step times of all are CPU time on one thread, in the same rounds; medians.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of one call with so many tasks in the batch."""
+    """CPU seconds of one call with so many tasks in the batch."""
 
     batch: int
     prefill_s: float
@@ -178,13 +178,14 @@ def _memory(bench: _Bench, share: float, unmerged: _Unmerged) -> MemoryFigures:
 
 
 def _timed(model: MoeModel, prompts: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """CPU seconds of this thread, which torch is to compute on alone."""
     cache, slots = model.new_cache(len(prompts)), list(range(len(prompts)))
-    began_at_s = time.perf_counter()
+    began_at_s = time.thread_time()
     model.prefill(cache, slots, prompts)
-    read_at_s = time.perf_counter()
+    read_at_s = time.thread_time()
     for _ in range(STEPS_A_ROUND):
         model.step(cache, slots)
-    return read_at_s - began_at_s, (time.perf_counter() - read_at_s) / STEPS_A_ROUND
+    return read_at_s - began_at_s, (time.thread_time() - read_at_s) / STEPS_A_ROUND
 
 
 def _for_mix(mix: Mapping[str, float], quality: Mapping[str, float]) -> float:

@@ -26,7 +26,6 @@ def fitted(
     tasks: options.Tasks = None,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = "cpu",
-    threads: options.Threads = 1,
     cache: options.Cache = None,
     json: options.Json = False,
 ) -> None:
@@ -37,7 +36,7 @@ def fitted(
     from loadgen.cli.places import model_or_demo, tasks_or_toy
 
     calibration, scored = split(tasks_or_toy(tasks, model), items)
-    builder = open_builder(model_or_demo(model), calibration, dtype, device, threads, cache)
+    builder = open_builder(model_or_demo(model), calibration, dtype, device, 1, cache)
     console = stderr()
     sizes = tuple(percent / 100 for percent in _numbers(shares, "shares"))
     counts = tuple(int(count) for count in _numbers(batches, "batches"))
@@ -81,7 +80,7 @@ def _print(figures: FittedFigures) -> None:
         times.append((f"fitted, {memory.expert_share:.0%}", *_times(memory.fitted_times, memory.product_times)))
         times.append((f"merged, {memory.expert_share:.0%}", *_times(memory.product_times, memory.product_times)))
     batches = [f"{kind}, {time.batch}" for kind in ("step", "prefill") for time in figures.full_times]
-    console.print(table("Milliseconds of a call by batch, and times those of the merged model", ("", *batches), times))
+    console.print(table("CPU milliseconds of a call by batch on one thread (times those of the merged model)", ("", *batches), times))
 
 
 def _with_bits(score: float | None, bits: int | None) -> str:
