@@ -30,6 +30,9 @@ def test_the_benchmark_of_fitted_experts_says_quality_bytes_and_times_of_all(tmp
             assert [time["batch"] for time in memory[name]] == [1, 2]
             assert all(time["step_s"] > 0 and time["prefill_s"] > 0 for time in memory[name])
     assert figures["full_times"][0]["batch"] == 1
+    told = CliRunner().invoke(app, ["bench", "fitted", *places, *small[:-1]])
+    assert told.exit_code == 0
+    assert "Decoding step" in told.stdout
 
 
 @pytest.mark.parametrize("option", ["--shares", "--batches"])

@@ -75,19 +75,24 @@ def _print(figures: FittedFigures) -> None:
     heads = ("experts", "bits", "fitted", "after a drift", "merged", "unmerged, rounded", "compensated", "s to build")
     title = f"Score for mixes that one task type leads, in equal memory (full model {figures.full:.3f}, {figures.dtype})"
     console.print(table(title, heads, rows))
-    times = [("full model", *_times(figures.full_times, figures.full_times))]
-    for memory in figures.memories:
-        times.append((f"fitted, {memory.expert_share:.0%}", *_times(memory.fitted_times, memory.product_times)))
-        times.append((f"merged, {memory.expert_share:.0%}", *_times(memory.product_times, memory.product_times)))
-    batches = [f"{kind}, {time.batch}" for kind in ("step", "prefill") for time in figures.full_times]
-    console.print(table("CPU milliseconds of a call by batch on one thread (times those of the merged model)", ("", *batches), times))
+    batches = [f"batch of {time.batch}" for time in figures.full_times]
+    for title, of in (("Decoding step", _step_s), ("Prefill", _prefill_s)):
+        times = [("full model", *(f"{1000 * of(one):.2f}" for one in figures.full_times))]
+        for memory in figures.memories:
+            pairs = list(zip(memory.fitted_times, memory.product_times, strict=True))
+            size = f"{memory.expert_share:.0%}"
+            times.append((f"fitted, {size}", *(f"{1000 * of(one):.2f} ({of(one) / of(other):.2f})" for one, other in pairs)))
+            times.append((f"merged, {size}", *(f"{1000 * of(other):.2f}" for _, other in pairs)))
+        console.print(table(f"{title}, CPU milliseconds on one thread (times that of the merged model)", ("", *batches), times))
 
 
 def _with_bits(score: float | None, bits: int | None) -> str:
     return "does not fit" if score is None else f"{score:.3f} at {bits} bits"
 
 
-def _times(times: tuple[StepTime, ...], reference: tuple[StepTime, ...]) -> list[str]:
-    steps = [f"{1000 * one.step_s:.2f} ({one.step_s / other.step_s:.2f})" for one, other in zip(times, reference, strict=True)]
-    prefills = [f"{1000 * one.prefill_s:.2f} ({one.prefill_s / other.prefill_s:.2f})" for one, other in zip(times, reference, strict=True)]
-    return [*steps, *prefills]
+def _step_s(time: StepTime) -> float:
+    return time.step_s
+
+
+def _prefill_s(time: StepTime) -> float:
+    return time.prefill_s
