@@ -27,6 +27,7 @@ from loadgen.unmerged import UnmergedRequest, unmerged_arms
 from loadgen.updates import UpdateFeed
 from loadgen.view import QuietView, ReplayView
 from moedge.v1 import events_pb2, merger_pb2, merger_pb2_grpc
+from services.core.merging.recipes import FITTED
 from services.core.merging.values import Frequencies
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.codec import rows_to_frequencies
@@ -52,13 +53,17 @@ WORKER: Mapping[str, Any] = {"report_interval_s": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """`edges` is what `StackSettings.edges` takes: a number of default edges (small, medium, large), a file, or the edges themselves."""
+    """`edges` is what `StackSettings.edges` takes: a number of default edges (small, medium, large), a file, or the edges themselves.
+
+    `method`: how versions are built, a merge method or "fitted".
+    """
 
     model: str
     out_dir: Path
     cache_dir: Path
     tasks: str = "toy"
     edges: Any = 3
+    method: str = FITTED
     num_tasks: int = 1000
     duration_s: float = 78.0
     num_users: int = 12  # as many in each of three regions
@@ -150,7 +155,8 @@ def _stack_settings(options: DemoOptions, items: TaskSet, trigger: str) -> dict[
         "cache_dir": options.cache_dir,
         "initial_mix": mix.at(0.0),
         "regional_mixes": {region: of.at(0.0) for region, of in mix.by_region.items()},
-        "controller": dict(options.controller),
+        "merger": {"method": options.method},
+        "controller": {"method": options.method, **options.controller},
         "worker": dict(options.worker),
     }
 
@@ -194,6 +200,7 @@ def _setup(options: DemoOptions, run: _Measured) -> dict[str, str]:
         "task set": options.tasks,
         "edges (memory for weights)": edges,
         "stored as": options.dtype,
+        "versions built by": options.method,
         "load": f"{options.num_users} users, Poisson, {options.num_tasks / options.duration_s:.1f} tasks a second",
         "trigger options": trigger,
         "seed": str(options.seed),

@@ -10,8 +10,9 @@ import typer
 
 from loadgen.cli import options
 from loadgen.cli.console import CommandError, ExitCode, command, print_json, stderr, stdout
-from loadgen.cli.places import cache_or_home, model_or_demo, tasks_or_toy
+from loadgen.cli.places import cache_or_home, demo_edges, model_or_demo, tasks_or_toy
 from loadgen.cli.stacks import edges_of
+from services.core.merging.recipes import FITTED
 
 if TYPE_CHECKING:
     from loadgen.demo import DemoOptions, DemoReport
@@ -24,7 +25,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.json, plots and records.", metavar="DIR")] = Path("out/demo"),
     model: options.Model = None,
     tasks: options.Tasks = None,
-    edges: options.Edges = "3",
+    edges: Annotated[
+        str,
+        typer.Option(help="An edges file, or how many of the default edges; without it those of infra/edges/demo.toml.", metavar="N|FILE"),
+    ] = "",
+    method: options.Method = FITTED,
     num_tasks: Annotated[int, typer.Option("--num-tasks", min=50, help="Tasks of each run, about.")] = 1000,
     duration: Annotated[float, typer.Option(min=10, help="Seconds over which they are sent.")] = 78.0,
     quality_scale: options.QualityScale = 1.0,
@@ -37,7 +42,7 @@ def demo(
 ) -> None:
     """Show what re-merging is worth while what users ask for drifts: ONTO with JTOM (the paper's), with portfolio (ours), and alone.
 
-    All runs get the same tasks at the same instants and start from merges for the first mix. Exit code 1 if a verdict fails (late sends
+    All runs get the same tasks at the same instants and start from versions for the first mix. Exit code 1 if a verdict fails (late sends
     aside, which the report points out).
     """
     from loadgen.demo import DemoOptions
@@ -47,7 +52,8 @@ def demo(
         out_dir=out,
         cache_dir=cache_or_home(cache),
         tasks=tasks_or_toy(tasks, model),
-        edges=edges_of(edges),
+        edges=edges_of(edges or str(demo_edges())),
+        method=method,
         num_tasks=num_tasks,
         duration_s=duration,
         quality_scale=quality_scale,

@@ -57,7 +57,12 @@ Alpha = Annotated[float | None, typer.Option(help="How much quality is worth to 
 TaskType = Annotated[str, typer.Option("--task", help="Task type; without it the broker guesses from the prompt.", metavar="TYPE")]
 Region = Annotated[str, typer.Option(help="Where the user is; links differ by region and edge. Default: the broker's.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most; 0: the server's default.")]
-Method = Annotated[str, typer.Option(help="Merge method: m-smoe (the paper's), dominant, average; best measures and chooses.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="Method: m-smoe (the paper's merge), dominant, average; best measures and chooses; fitted packs each expert as needed."
+    ),
+]
 Allocation = Annotated[str, typer.Option(help="How layers share the experts kept: mc-smoe (the paper's), uniform, whole-tasks.")]
 RecoverySteps = Annotated[
     int, typer.Option(min=0, help="Optimiser steps after averaging; they never see a scored prompt.", metavar="STEPS")

@@ -29,6 +29,11 @@ def model_or_demo(model: str | None) -> str:
     return str(demo)
 
 
+def demo_edges() -> Path:
+    """The edges file of the demonstration."""
+    return checkout() / "infra" / "edges" / "demo.toml"
+
+
 def tasks_or_toy(tasks: str | None, model: str | None) -> str:
     """The task source asked for; without one, the toy world for the demo model and a `tasks.jsonl` beside any other."""
     if tasks is not None:

@@ -24,6 +24,7 @@ class StackOptions:
     device: str
     threads: int
     cache: Path | None
+    method: str = ""  # of building versions; empty: as services have it
 
 
 def stack_settings(chosen: StackOptions) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def stack_settings(chosen: StackOptions) -> dict[str, Any]:
         "device": chosen.device,
         "torch_threads": chosen.threads,
         "cache_dir": cache_or_home(chosen.cache),
+        **({"merger": {"method": chosen.method}, "controller": {"method": chosen.method}} if chosen.method else {}),
     }
 
 

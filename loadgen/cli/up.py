@@ -36,6 +36,7 @@ def up(
     tasks: options.Tasks = None,
     policy: options.Policy = defaults.POLICY,
     trigger: options.Trigger = defaults.TRIGGER,
+    method: options.Method = "",
     quality_scale: options.QualityScale = 1.0,
     host: Annotated[str, typer.Option(help="Address the broker listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0: any free one.")] = DEFAULT_PORT,
@@ -56,7 +57,7 @@ def up(
 
     Ctrl-C drains: no new tasks are taken, those running get up to five seconds.
     """
-    chosen = StackOptions(edges, model, tasks, policy, trigger, quality_scale, dtype, device, threads, cache)
+    chosen = StackOptions(edges, model, tasks, policy, trigger, quality_scale, dtype, device, threads, cache, method)
     given = stack_settings(chosen)
 
     from services.runtime.logs import configure

@@ -69,7 +69,8 @@ def _quality(data: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     edges = unmerged["edges"] if unmerged else {}
     for edge, arm in edges.items():
-        table.add_column(f"unmerged on {edge}, {arm['bits']} bits", justify="right", style="dim")
+        unfit = "" if arm["fits"] else ", too large"
+        table.add_column(f"unmerged on {edge}, {arm['bits']} bits{unfit}", justify="right", style="dim")
     types = sorted({task_type for run in runs.values() for task_type in run["quality_by_task"]})
     for task_type in types:
         cells = [run["quality_by_task"].get(task_type) for run in runs.values()]

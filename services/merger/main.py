@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 
+from services.core.merging.errors import MergingError
 from services.merger.service import Merger
 from services.merger.settings import MergerSettings
 from services.model.errors import ModelError
@@ -31,7 +32,7 @@ def main() -> None:
         settings = MergerSettings.load()
         configure(settings.log_format, settings.log_level)
         asyncio.run(run(settings))
-    except (RuntimeFault, ModelError, TasksError, OSError) as error:
+    except (RuntimeFault, ModelError, MergingError, TasksError, OSError) as error:
         sys.exit(str(error))
 
 

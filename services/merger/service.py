@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Self
 
 from moedge.v1 import merger_pb2_grpc
+from services.core.merging.recipes import FITTED
 from services.merger.builds import Builds
 from services.merger.metrics import MergerMetrics, view_of
 from services.merger.requests import RequestReader
@@ -127,4 +128,6 @@ def prepared_builder(settings: MergerSettings) -> Builder:
     builder = Builder(base, open_tasks(settings.tasks, "calibration"), cache_dir / base.base_id, build_settings)
     builder.reclaim(SystemClock().wall().timestamp() - UNFINISHED_S)
     builder.prepare()
+    if settings.method == FITTED:
+        assert builder.fitted.table
     return builder

@@ -18,10 +18,11 @@ import blake3
 import numpy as np
 
 from moedge.v1 import merger_pb2
+from services.core.merging.budget import full_bytes
 from services.core.merging.mix import explain
 from services.core.merging.plan import make_plan
 from services.core.merging.present import KEEP_GAIN
-from services.core.merging.recipes import BEST, CANDIDATES, PAPER, PRODUCT
+from services.core.merging.recipes import BEST, CANDIDATES, FITTED, PAPER, PRODUCT
 from services.core.merging.values import ExpertForm, Frequencies, LayerPlan, MergePlan
 from services.model.aligning_ahead import align_ahead
 from services.model.alignment import Aligned, align
@@ -31,11 +32,11 @@ from services.model.checkpoint import BaseModel
 from services.model.errors import BlobError
 from services.model.expert_store import ServedModel, read_model, write_experts, write_rest
 from services.model.families.base import MoeModel
+from services.model.fitted_builds import RECIPE, FittedBuilds
 from services.model.greedy import greedy
 from services.model.manifest import BlobRef, CheckPrompt, ModelManifest, mixed_frequencies
 from services.model.memory import budget_for, unique_bytes
 from services.model.merged_blobs import BuiltGroups, read_merged, write_merged
-from services.model.merging import merged_experts
 from services.model.recovery import Example, RecoveryOptions, examples, recover
 from services.model.tensor_files import write_atomically
 from services.tasks.scoring import SCORERS
@@ -68,6 +69,7 @@ class BuildSettings:
     """What building may cost."""
 
     profiled_items: int = 512  # of each task type, once per base model
+    fitted_items: int = 2048  # of each task type at most, that experts are fitted to once, where the method is "fitted"
     measured_items: int = 64  # of each task type, in every build
     num_check_prompts: int = 3
     cache_limit_bytes: int = 4 << 30
@@ -117,6 +119,15 @@ class Builder:
     @cached_property
     def _built(self) -> BuiltGroups:
         return BuiltGroups(self.cache_dir / f"groups-{self.base.base_id}-{self.base.dtype}.json", self.base)
+
+    @cached_property
+    def fitted(self) -> FittedBuilds:
+        """What builds by the method "fitted" are made of."""
+
+        def shown() -> dict[str, list[Example]]:
+            return {t: self._examples_of(t)[: self.settings.fitted_items] for t in self._items}
+
+        return FittedBuilds(self.base, shown, self.cache_dir)
 
     @cached_property
     def _calibration_id(self) -> str:
@@ -209,10 +220,15 @@ class Builder:
     def plan(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions) -> MergePlan:
         """The plan alone; touches no weights."""
         present = self._plan_of(options.present_version) if options.present_version else None
+        budget = budget_for(self.base.model, budget_bytes, self.settings.reserve_bytes)
+        if options.method == FITTED and budget_bytes < full_bytes(budget, self.base.model.shape.layers[0].num_experts):
+            return self.fitted.plan(mix, budget, present)
+        if present is not None and present.method == FITTED:
+            present = None
         return make_plan(
             self.calibration.profiles,
             mix,
-            budget_for(self.base.model, budget_bytes, self.settings.reserve_bytes),
+            budget,
             allocation=options.allocation,
             grouping=options.grouping,
             method=options.method,
@@ -225,7 +241,8 @@ class Builder:
     def unrecovered(self, mix: Mapping[str, float], budget_bytes: int, options: BuildOptions) -> MoeModel:
         """The merged model of a request as plain averaging leaves it; kept nowhere."""
         plan = self.plan(self._mix(mix, options), budget_bytes, options)
-        return self.base.model.with_experts(merged_experts(self.base, self.aligned, plan))
+        experts = self.fitted.stacks(plan) if plan.method == FITTED else merged_experts(self.base, self.aligned, plan)
+        return self.base.model.with_experts(experts)
 
     def manifest(self, version: str) -> ModelManifest | None:
         """A version built before."""
@@ -256,6 +273,7 @@ class Builder:
 
     def _version(self, plan: MergePlan, mix: Mapping[str, float]) -> str:
         recipe = asdict(replace(self.settings.recovery, steps=plan.recovery_steps)) if plan.recovery_steps else {}
+        recipe |= RECIPE if plan.method == FITTED else {}
         told = [_RECIPE, plan.plan_id, self.base.dtype, self._calibration_id, self.settings.measured_items, sorted(mix.items()), recipe]
         return blake3.blake3(json.dumps(told, sort_keys=True).encode()).hexdigest(length=8)
 
@@ -276,6 +294,9 @@ class Builder:
 
     def _merged(self, plan: MergePlan) -> tuple[list[BlobRef], MoeModel]:
         """Blobs of a plan's experts, and the model that they are."""
+        if plan.method == FITTED:
+            stacks = self.fitted.stacks(plan)
+            return write_experts(self.store, stacks), self.base.model.with_experts(stacks)
         refs = self._written(plan)
         try:
             stacks = read_merged(self.base, plan, refs, self.store)

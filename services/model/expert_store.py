@@ -15,8 +15,10 @@ from services.model.errors import BlobError, ModelError
 from services.model.families import family_of
 from services.model.families.base import ExpertStack, MoeModel
 from services.model.families.blocked import BlockedStack, blocked, can_block, row_of
-from services.model.manifest import GROUP, REST, BlobRef, ModelManifest
+from services.model.families.packed_weights import PackedWeights
+from services.model.manifest import GROUP, PACKED, REST, BlobRef, ModelManifest
 from services.model.memory import dtype_of
+from services.model.packed_store import read_packed, write_packed
 from services.model.tokenizer import Tokenizer
 
 __all__ = ["BlobStore", "ServedModel", "read_experts", "read_model", "write_experts", "write_rest"]
@@ -37,6 +39,9 @@ def write_experts(store: BlobStore, experts: Sequence[ExpertStack]) -> list[Blob
     """One blob a kept expert. Equal experts share a blob, whatever version or layer they belong to."""
     refs = []
     for layer, stack in enumerate(experts):
+        if isinstance(stack.weights, PackedWeights):
+            refs += write_packed(store, layer, stack.weights)
+            continue
         for group in range(stack.num_kept):
             digest, size_bytes = store.put({name: weight[group] for name, weight in stack.weights.items()})
             refs.append(BlobRef(digest, size_bytes, GROUP, layer, group))
@@ -114,6 +119,8 @@ def _read_stack(
 ) -> ExpertStack:
     blobs = manifest.group_blobs(layer)
     index_map = manifest.index_maps[layer]
+    if not blobs or any(blob.kind == PACKED for blob in blobs):
+        return read_packed(store, manifest, layer, device, held)
     if [blob.group for blob in blobs] != list(range(len(blobs))) or set(index_map) != set(range(len(blobs))):
         raise BlobError(f"version {manifest.version}: layer {layer} maps experts to groups that its blobs do not hold")
     weights: dict[str, Tensor] = {}

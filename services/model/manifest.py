@@ -12,6 +12,7 @@ from moedge.v1 import merger_pb2
 from services.core.merging.values import Frequencies, normalised
 
 GROUP = "group"  # the experts of one group, merged
+PACKED = "packed"  # one original expert, packed (records.py)
 REST = "rest"  # everything else of the model, with config and tokenizer
 
 
@@ -81,7 +82,7 @@ class ModelManifest:
 
     def group_blobs(self, layer: int) -> list[BlobRef]:
         """Blobs of a layer in the order of its groups."""
-        found = [blob for blob in self.blobs if blob.kind == GROUP and blob.layer == layer]
+        found = [blob for blob in self.blobs if blob.kind in (GROUP, PACKED) and blob.layer == layer]
         return sorted(found, key=lambda blob: blob.group)
 
     def to_proto(self) -> merger_pb2.Manifest:

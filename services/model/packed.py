@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -99,7 +100,13 @@ def scale_codes(scales: Tensor, top: Tensor) -> Tensor:
 
 def scales_of(codes: Tensor, top: Tensor) -> Tensor:
     """Bytes to scales, float32."""
-    return top * torch.exp2(codes.float() / -SCALE_STEPS_PER_OCTAVE)
+    return top * scale_shares(codes.device)[codes.int()]
+
+
+@cache
+def scale_shares(device: torch.device) -> Tensor:
+    """(256,) float32: what share of the largest scale each byte says. In double precision first, so that they are the same everywhere."""
+    return torch.exp2(torch.arange(256, dtype=torch.float64, device=device) / -SCALE_STEPS_PER_OCTAVE).float()
 
 
 def packed_bits(codes: Tensor, bits: int) -> Tensor:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from loadgen.cli.client import broker_at
 from loadgen.cli.main import app
+from loadgen.cli.stacks import StackOptions, stack_settings
 from moedge.v1 import broker_pb2, inference_pb2
 from services.model.errors import CheckpointError
 from services.runtime.edges import EdgesFileError
@@ -85,6 +87,13 @@ async def test_a_stack_that_cannot_start_leaves_nothing_running(pico, overrides,
         async with Stack(settings(pico, **overrides)):
             pytest.fail("it started")
     assert asyncio.all_tasks() == before
+
+
+def test_a_method_given_is_that_of_first_versions_and_of_updates(pico):
+    chosen = StackOptions("1", str(pico / "model"), None, "onto", "jtom", 1.0, "float32", "cpu", 1, None, "fitted")
+    given = stack_settings(chosen)
+    assert given["merger"] == given["controller"] == {"method": "fitted"}
+    assert "merger" not in stack_settings(replace(chosen, method=""))
 
 
 async def test_edges_of_a_file_hold_the_unmerged_model(pico):

@@ -40,7 +40,8 @@ def test_every_region_is_led_by_one_task_type_and_the_leaders_change_twice():
 
 def test_regions_come_from_the_edges():
     assert regions_of(3) == ("west", "centre", "east")
-    assert regions_of(Path(__file__).parents[2] / "infra/edges/three-tiers.toml") == ("west", "centre", "east")
+    for name in ("three-tiers", "demo"):
+        assert regions_of(Path(__file__).parents[2] / f"infra/edges/{name}.toml") == ("west", "centre", "east")
 
 
 def test_leaders_share_four_fifths():

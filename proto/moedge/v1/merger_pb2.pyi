@@ -29,7 +29,7 @@ class PlanOptions(_message.Message):
     RECOVERY_STEPS_FIELD_NUMBER: _builtins.int
     PRESENT_VERSION_FIELD_NUMBER: _builtins.int
     method: _builtins.str
-    """"m-smoe" ..."""
+    """"m-smoe", "fitted" ..."""
     allocation: _builtins.str
     """"mc-smoe" | "uniform" """
     grouping: _builtins.str
@@ -197,7 +197,9 @@ class Blob(_message.Message):
     """Which tensors it holds: layer and group."""
     group: _builtins.int
     kind: _builtins.str
-    """"group" (experts of one group) or "rest" (everything else of the model)."""
+    """"group" (experts of one group), "packed" (one expert, packed; groups of a layer count up in the order of their forms) or "rest"
+    (everything else of the model).
+    """
     def __init__(
         self,
         *,
@@ -223,7 +225,7 @@ class Layer(_message.Message):
     FREQUENCIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def index_map(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Original expert -> group."""
+        """Original expert -> group. Where experts are packed, one past the last group: nothing answers it."""
 
     @_builtins.property
     def frequencies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 BEST = "best"  # the builder tries each of `CANDIDATES` and keeps what scores best on calibration items of the mix
 CANDIDATES = ("dominant", "m-smoe")
+FITTED = "fitted"  # no merge: each expert in the bits, hidden units and rank that the traffic needs of it (`fitted.py`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,15 @@ class ExpertForm:
     rank: int = 0
 
 
+DROPPED = ExpertForm(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
     """How one MoE layer is merged: `groups` of original expert ids (dominant first), each with merge coefficients that sum to 1.
 
-    `forms`, one a group, say in how many bits, hidden units and ranks each is held; without them all are held as they are.
+    `forms`, one a group, say in how many bits, hidden units and ranks each is held; without them all are held as they are. A last group
+    whose form is `DROPPED` has experts that nothing answers; their coefficients are 0.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -55,6 +59,10 @@ class LayerPlan:
         """original expert -> group"""
         position = {expert: g for g, group in enumerate(self.groups) for expert in group}
         return tuple(position[e] for e in range(len(position)))
+
+    @property
+    def num_kept(self) -> int:
+        return len(self.groups) - self.forms.count(DROPPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ class MergePlan:
 
     @property
     def experts_kept(self) -> int:
-        return sum(len(layer.groups) for layer in self.layers)
+        return sum(layer.num_kept for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True)

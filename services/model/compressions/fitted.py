@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.merging.forms import chosen_forms
-from services.core.merging.values import ExpertForm
+from services.core.merging.values import DROPPED, ExpertForm
 from services.model.alignment import hidden_axis
 from services.model.compressions import Compressed
 from services.model.evidence import Evidence, in_float32, with_layer
@@ -23,7 +23,6 @@ from services.model.families.base import OUT, ExpertStack
 from services.model.fitting import FittedExpert, LayerFitter, form_bytes
 
 BITS = (0, 16)
-DROPPED = ExpertForm(0, 0)
 _UNIT_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 _FEW_BITS = (1, 2, 3, 4)
 _PROBE_SHARE = 1 / 2  # of hidden units, at one bit: a layer held so tells how much its errors matter

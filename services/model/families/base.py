@@ -16,6 +16,7 @@ from torch import Tensor
 
 from services.model.families.blocked import blocked_stack
 from services.model.families.layers import Expert
+from services.model.families.packed_weights import PackedWeights
 
 OUT = "wo"  # the matrix that leads out of an expert's hidden units, in every family
 
@@ -51,16 +52,30 @@ class ExpertStack:
     (`wi` of a plain expert, `gate` and `up` of a gated one).
     `index_map` (num_experts,) int64 sends each original expert to its row.
     The router is not part of it: it keeps all its outputs and belongs to the model.
+    Packed experts (`PackedWeights`) have records by form as their weights, and their `index_map` may lead beyond the last row: to nothing.
     """
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     index_map: Tensor
 
     @property
     def num_kept(self) -> int:
-        return int(next(iter(self.weights.values())).shape[0])
+        return self.weights.num_kept if isinstance(self.weights, PackedWeights) else int(next(iter(self.weights.values())).shape[0])
+
+    @property
+    def is_packed(self) -> bool:
+        return isinstance(self.weights, PackedWeights)
+
+    def shapes_problem(self, expected: Mapping[str, tuple[int, int]]) -> str | None:
+        """What keeps these experts from being ones of matrices so large (packed ones may have fewer hidden units); none if nothing does."""
+        if isinstance(self.weights, PackedWeights):
+            return self.weights.shapes_problem(expected, OUT)
+        found = {matrix: tuple(weight.shape[1:]) for matrix, weight in self.weights.items()}
+        return None if found == expected else f"shapes {found}"
 
     def blocked(self) -> ExpertStack:
+        if self.is_packed:
+            return self
         return ExpertStack({name: blocked_stack(weight) for name, weight in self.weights.items()}, self.index_map)
 
     def num_bytes(self) -> int:

@@ -72,9 +72,10 @@ def check_tensors(config: DecoderConfig, tensors: Mapping[str, Tensor], experts:
         raise CheckpointError(f"{len(experts)} expert stacks for {sum(config.sparse)} MoE layers")
     shapes = expert_shapes(config, config.d_ff)
     for number, stack in enumerate(experts):
-        found = {matrix: tuple(weight.shape[1:]) for matrix, weight in stack.weights.items()}
-        if found != shapes or tuple(stack.index_map.shape) != (config.num_experts,):
-            raise CheckpointError(f"MoE layer {number}: experts have shapes {found}, config.json asks for {config.num_experts} of {shapes}")
+        problem = stack.shapes_problem(shapes)
+        if problem is not None or tuple(stack.index_map.shape) != (config.num_experts,):
+            told = problem or f"{stack.index_map.numel()} places"
+            raise CheckpointError(f"MoE layer {number}: experts have {told}, config.json asks for {config.num_experts} of {shapes}")
 
 
 def all_parts(config: DecoderConfig, naming: Naming) -> Parts:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from services.model.errors import PromptError
 from services.model.families.blocked import BlockedStack, product, row_of
+from services.model.families.packed_weights import PackedWeights
 
 Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
@@ -182,6 +183,8 @@ def mixed_experts(x: Tensor, rows: Tensor, shares: Tensor, weights: Mapping[str,
 
 def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """Each token through one expert. `x` (num_tokens, d_model), `rows` (num_tokens,), `weights` (num_kept, width out, width in) each."""
+    if isinstance(weights, PackedWeights):
+        return _packed(x, rows, weights, expert)
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     order = torch.argsort(rows)
@@ -191,6 +194,8 @@ def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert
 
 def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """As `apply_experts`, with `rows` ascending."""
+    if isinstance(weights, PackedWeights):
+        return _packed(x, rows, weights, expert)
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     counts = torch.bincount(rows, minlength=_num_kept(weights))
@@ -198,6 +203,20 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
         ends = counts.cumsum(0).to(torch.int32)
         return expert(lambda part, name: F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype), x)
     return _one_product_an_expert(x, counts, weights, expert)
+
+
+def _packed(x: Tensor, rows: Tensor, weights: PackedWeights, expert: Expert) -> Tensor:
+    """As `apply_experts`: a form at a time, its experts unpacked for the tokens that hit them. Tokens of no expert get zeros."""
+    outputs = torch.zeros_like(x)
+    for part in weights.tokens(rows):
+        own = x.index_select(0, part.places)
+        if len(part.rows) * part.form.num_weights <= GATHER_PARAMS:
+            made = _multiplied(own, part.form.unpacked(part.rows), expert)
+        else:
+            hit, local = torch.unique_consecutive(part.rows, return_inverse=True)
+            made = _in_order(own, local, part.form.unpacked(hit), expert)
+        outputs.index_copy_(0, part.places, made)
+    return outputs
 
 
 def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
@@ -209,7 +228,11 @@ def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _gathered(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
-    chosen = {name: weight.index_select(0, rows).to(x.dtype) for name, weight in weights.items()}
+    return _multiplied(x, {name: weight.index_select(0, rows).to(x.dtype) for name, weight in weights.items()}, expert)
+
+
+def _multiplied(x: Tensor, chosen: Mapping[str, Tensor], expert: Expert) -> Tensor:
+    """Each token through an expert of its own, (num_tokens, width out, width in) each."""
     return expert(lambda part, name: torch.bmm(chosen[name], part), x.unsqueeze(2)).squeeze(2)
 
 
@@ -236,4 +259,5 @@ def _are_blocked(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _num_kept(weights: Mapping[str, Tensor]) -> int:
-    return int(next(iter(weights.values())).shape[0])
+    """Rows that tokens may be sent to; packed experts have one more, of nothing."""
+    return weights.num_kept + 1 if isinstance(weights, PackedWeights) else int(next(iter(weights.values())).shape[0])

@@ -125,7 +125,9 @@ class SwitchModel:
         return as_written(self._weights, self._experts)
 
     def _check_unmerged(self) -> None:
-        if any(stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)):
+        if any(
+            stack.is_packed or stack.num_kept != layer.num_experts for stack, layer in zip(self._experts, self.shape.layers, strict=True)
+        ):
             raise ValueError("write: a merged model has no transformers form; write its base model and its plan")
 
     # Serving

@@ -35,9 +35,10 @@ class SwitchParts:
             raise CheckpointError(f"{len(experts)} expert stacks for {len(self.layer_names)} MoE layers")
         for name, stack in zip(self.layer_names, experts, strict=True):
             expected = {"wi": (config.d_ff, config.d_model), "wo": (config.d_model, config.d_ff)}
-            found = {matrix: tuple(weight.shape[1:]) for matrix, weight in stack.weights.items()}
-            if found != expected or tuple(stack.index_map.shape) != (config.num_experts,):
-                raise CheckpointError(f"{name}: experts have shapes {found}, config.json asks for {config.num_experts} of {expected}")
+            problem = stack.shapes_problem(expected)
+            if problem is not None or tuple(stack.index_map.shape) != (config.num_experts,):
+                told = problem or f"{stack.index_map.numel()} places"
+                raise CheckpointError(f"{name}: experts have {told}, config.json asks for {config.num_experts} of {expected}")
 
     def _take(self, name: str, *shape: int) -> Tensor:
         tensor = self._tensors.pop(name, None)
