@@ -37,6 +37,7 @@ from services.model.greedy import greedy
 from services.model.manifest import BlobRef, CheckPrompt, ModelManifest, mixed_frequencies
 from services.model.memory import budget_for, unique_bytes
 from services.model.merged_blobs import BuiltGroups, read_merged, write_merged
+from services.model.merging import merged_experts
 from services.model.recovery import Example, RecoveryOptions, examples, recover
 from services.model.tensor_files import write_atomically
 from services.tasks.scoring import SCORERS
