@@ -136,7 +136,7 @@ def _measured(base: BaseModel, aligned: Aligned, request: Request, options: Merg
         tell(f"{name}: re-merge {n + 1} of {options.rounds}: {seconds[-1]:.2f} s")
     tell(f"{name}: beside the plain one")
     compared = beside(base, aligned, request, plan, refs, store_dir, options.rounds)
-    tell(f"{name}: in memory {compared.ours_s:.2f} s, the plain one {compared.plain_s:.2f} s")
+    tell(f"{name}: in memory {compared.ours_s:.2f} s, the plain one {compared.plain_s:.2f} s, {compared.in_place_s:.2f} s in place")
     tell(f"{name}: the plain one aligns one layer again")
     again_s = compared.plain_s + aligned_again(base, aligned, request, plan)
     next_mix = _next_mix(base, aligned, request, plan, store_dir, tell)
@@ -173,6 +173,7 @@ def _figures(
         plan_s=compared.plan_s,
         in_memory_s=compared.ours_s,
         same_alignment_s=compared.plain_s,
+        in_place_s=compared.in_place_s,
         align_again_s=again_s,
         moved_bytes=moved,
         limit_s=moved / bandwidth,

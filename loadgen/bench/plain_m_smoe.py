@@ -1,12 +1,12 @@
 """M-SMoE written down as its paper and released code have it, with torch and nothing of ours: what our merging is measured against.
 
 A layer at a time: similarities from router logits, groups, the order of every expert's hidden units by the Hungarian method where no
-order is given, and a weighted mean in loops over experts. Weights come from the checkpoint as transformers names them.
+order is given, reordered copies, and a mean of weighted copies. Weights come from the checkpoint as transformers names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +45,15 @@ def groups(layer: PlainLayer) -> list[list[int]]:
     return [[dominant, *others] for dominant, others in members.items()]
 
 
-def merged(layer: PlainLayer, orders: Orders | None) -> list[Expert]:
-    """One expert a group. Without `orders` each is found."""
+def merged(layer: PlainLayer, orders: Orders | None, in_place: bool = False) -> list[Expert]:
+    """One expert a group. Without `orders` each is found. `in_place` is a tighter loop than the released code's: it adds up as it goes."""
     with safe_open(layer.file, "pt") as file:
 
         def read(expert: int) -> Expert:
             return {name: file.get_tensor(f"{layer.prefix}.expert_{expert}.{name}.weight") for name in ("wi", "wo")}
 
-        return [_merged_group(read, group, layer.shares, orders) for group in groups(layer)]
+        mean = _added_up if in_place else _stacked
+        return [mean(_reordered(read, group, orders), [layer.shares[e] for e in group]) for group in groups(layer)]
 
 
 def matched(reference: Expert, expert: Expert) -> Tensor:
@@ -61,14 +62,25 @@ def matched(reference: Expert, expert: Expert) -> Tensor:
     return torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])
 
 
-def _merged_group(read: Callable[[int], Expert], group: Sequence[int], shares: Sequence[float], orders: Orders | None) -> Expert:
+def _reordered(read: Callable[[int], Expert], group: Sequence[int], orders: Orders | None) -> Iterator[Expert]:
+    """The members, the dominant one first, with their hidden units in its order."""
     reference = read(group[0])
-    wi, wo = torch.zeros_like(reference["wi"]), torch.zeros_like(reference["wo"])
-    for expert in group:
+    yield reference
+    for expert in group[1:]:
         weights = read(expert)
-        if expert != group[0]:
-            order = matched(reference, weights) if orders is None else orders[group[0], expert]
-            weights = {"wi": weights["wi"].index_select(0, order), "wo": weights["wo"].index_select(1, order)}
-        wi += shares[expert] * weights["wi"]
-        wo += shares[expert] * weights["wo"]
-    return {"wi": wi, "wo": wo}
+        order = matched(reference, weights) if orders is None else orders[group[0], expert]
+        yield {"wi": weights["wi"].index_select(0, order), "wo": weights["wo"].index_select(1, order)}
+
+
+def _stacked(members: Iterator[Expert], shares: Sequence[float]) -> Expert:
+    """As the released code does it: weighted copies, stacked, summed, and divided by what they count together."""
+    weighted = [{name: weight * share for name, weight in member.items()} for member, share in zip(members, shares, strict=True)]
+    return {name: torch.stack([member[name] for member in weighted]).sum(0) / sum(shares) for name in ("wi", "wo")}
+
+
+def _added_up(members: Iterator[Expert], shares: Sequence[float]) -> Expert:
+    total: Expert = {}
+    for member, share in zip(members, shares, strict=True):
+        for name, weight in member.items():
+            total[name] = weight * share if name not in total else total[name].add_(weight, alpha=share)
+    return total

@@ -7,7 +7,9 @@ A file is whole or absent, and looked at no further than its header afterwards: 
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -43,6 +45,7 @@ def map_layer(path: Path, num_experts: int, shapes: Shapes, dtype: torch.dtype) 
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError:
         return None
+    _in_large_pages(mapped)
     weights, offset = {}, len(header)
     for name, shape in shapes.items():
         count = num_experts * prod(shape)
@@ -64,6 +67,21 @@ def write_layer(path: Path, num_experts: int, shapes: Shapes, dtype: torch.dtype
                         f"{path.stem}: {name} of expert {expert} holds NaN or infinity in {dtype}; use a whole checkpoint"
                     )
                 file.write(raw_bytes(matrix.T if _is_turned(name, shape) else matrix))
+    _forget_pages(path)
+
+
+def _in_large_pages(mapped: mmap.mmap) -> None:
+    """Read from the disk in large pages, where the system has them: with small ones, mapping costs as much as merging."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel built without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+
+
+def _forget_pages(path: Path) -> None:
+    """Out of the page cache, where what was written lies in small pages."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _is_turned(name: str, shape: tuple[int, ...]) -> bool:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import SwitchTransformersForConditionalGeneration
 from typer.testing import CliRunner
 
 from loadgen.bench.full_size import Sizes, write_checkpoint
 from loadgen.bench.merge import measure, remove
 from loadgen.bench.merge_figures import MergeOptions
-from loadgen.bench.plain_m_smoe import matched
+from loadgen.bench.plain_m_smoe import PlainLayer, matched, merged
 from loadgen.bench.routing import logits_of
 from loadgen.cli.main import app
 from services.core.merging.values import LayerStatistics
@@ -101,6 +102,19 @@ def test_the_plain_order_undoes_a_shuffle():
     order = torch.randperm(12, generator=generator)
     shuffled = {"wi": weights["wi"][order], "wo": weights["wo"][:, order]}
     assert torch.equal(shuffled["wi"][matched(weights, shuffled)], weights["wi"])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_plain_mean_is_the_weighted_mean_of_reordered_members(tmp_path, in_place):
+    generator = torch.Generator().manual_seed(0)
+    wi, wo = torch.randn(3, 12, 4, generator=generator), torch.randn(3, 4, 12, generator=generator)
+    names = {f"e.expert_{expert}.{name}.weight": of[expert].clone() for expert in range(3) for name, of in (("wi", wi), ("wo", wo))}
+    save_file(names, tmp_path / "experts.safetensors")
+    layer = PlainLayer(tmp_path / "experts.safetensors", "e", np.array([[1.0, 0.9, -1.0]]), [0, 2], [0.75, 0.25, 1.0])
+    first, second = merged(layer, {(0, 1): torch.arange(12).flip(0)}, in_place)
+    torch.testing.assert_close(first["wi"], 0.75 * wi[0] + 0.25 * wi[1].flip(0))
+    torch.testing.assert_close(first["wo"], 0.75 * wo[0] + 0.25 * wo[1].flip(1))
+    assert torch.equal(second["wi"], wi[2])
 
 
 def test_the_command_prints_its_figures_as_json_and_leaves_nothing(tmp_path):

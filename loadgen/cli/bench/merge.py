@@ -86,6 +86,7 @@ def _routing_json(routing: RoutingFigures) -> dict[str, object]:
     return {
         **asdict(routing),
         "ratio_same_alignment": routing.ratio_same_alignment,
+        "ratio_in_place": routing.ratio_in_place,
         "ratio_align_again": routing.ratio_align_again,
         "share_of_limit": routing.share_of_limit,
     }
@@ -126,6 +127,7 @@ def _column(routing: RoutingFigures) -> dict[str, str]:
         "plan": in_seconds(routing.plan_s),
         "plan and merge, in memory": in_seconds(routing.in_memory_s),
         "  plain, same alignment": f"{in_seconds(routing.same_alignment_s)}, {routing.ratio_same_alignment:.1f} x",
+        "  plain in a tighter loop": f"{in_seconds(routing.in_place_s)}, {routing.ratio_in_place:.1f} x",
         "  plain, aligns again (scaled)": f"{in_seconds(routing.align_again_s)}, {routing.ratio_align_again:,.0f} x",
         "  memory's limit": f"{in_seconds(routing.limit_s)}, {routing.share_of_limit:.0%} reached",
         "largest difference": f"{routing.max_abs_diff:.1e}{'' if routing.groups_agree else ', other groups'}",
