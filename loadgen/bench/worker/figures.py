@@ -39,7 +39,7 @@ class LimitFigures:
 
 @dataclass(frozen=True, slots=True)
 class ProcessorFigures:
-    """Tokens a second of processor time, where other work on the machine counts less than in seconds of the clock. Waiting threads count."""
+    """Tokens a second of processor time, in which other work on the machine counts less than by the clock. Waiting threads count."""
 
     tokens_per_s: float
     best_static_tokens_per_s: float
