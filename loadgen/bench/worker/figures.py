@@ -38,6 +38,23 @@ class LimitFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessorFigures:
+    """Tokens a second of processor time, in which other work on the machine counts less than by the clock. Waiting threads count."""
+
+    tokens_per_s: float
+    best_static_tokens_per_s: float
+    one_at_a_time_tokens_per_s: float
+
+    @property
+    def ratio_best_static_batch(self) -> float:
+        return self.tokens_per_s / self.best_static_tokens_per_s
+
+    @property
+    def ratio_one_at_a_time(self) -> float:
+        return self.tokens_per_s / self.one_at_a_time_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFigures:
     machine: dict[str, object]
     lengths: str
@@ -64,6 +81,7 @@ class WorkerFigures:
     oracle_tokens_per_s: float  # the largest static batch, sorted by the length of the answers, which nobody knows beforehand
     static_completion: Percentiles  # from the start of its batch: what waited before is not in it
     one_at_a_time_tokens_per_s: float
+    processor: ProcessorFigures
     merged: MergedFigures
     limit: LimitFigures
     weight_bytes: int

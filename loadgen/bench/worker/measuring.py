@@ -12,7 +12,7 @@ import torch
 
 from loadgen.bench import machine
 from loadgen.bench.worker import ours, rival
-from loadgen.bench.worker.figures import LimitFigures, MergedFigures, StaticFigures, WorkerFigures
+from loadgen.bench.worker.figures import LimitFigures, MergedFigures, ProcessorFigures, StaticFigures, WorkerFigures
 from loadgen.bench.worker.lengths import BenchTask, Lengths
 from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_entropy
 from loadgen.bench.worker.models import Sizes, merged, random_model, transformers_model
@@ -140,6 +140,7 @@ class _Contest:
             oracle_tokens_per_s=_median(self._oracle),
             static_completion=ours.percentiles(best_runs[-1].completion_s),
             one_at_a_time_tokens_per_s=_median(self._alone),
+            processor=ProcessorFigures(_median_processor(self._ours), _median_processor(best_runs), _median_processor(self._alone)),
             merged=MergedFigures(
                 self._options.kept_share, _median(self._of_merged), unique_bytes(self._merged), ours.percentiles(of_merged.completion_s)
             ),
@@ -183,3 +184,7 @@ def _typical(runs: Sequence[ours.OurRun]) -> ours.OurRun:
 
 def _median(runs: Sequence[ours.OurRun] | Sequence[rival.RivalRun]) -> float:
     return statistics.median(run.tokens_per_s for run in runs)
+
+
+def _median_processor(runs: Sequence[ours.OurRun] | Sequence[rival.RivalRun]) -> float:
+    return statistics.median(run.tokens_per_processor_s for run in runs)

@@ -24,12 +24,17 @@ BY_ANSWER: Order = lambda tasks: sorted(tasks, key=lambda task: (task.num_output
 @dataclass(frozen=True, slots=True)
 class RivalRun:
     wall_s: float
+    processor_s: float
     num_tokens: int  # each task's own alone
     completion_s: tuple[float, ...]  # of each task, from the start of its batch
 
     @property
     def tokens_per_s(self) -> float:
         return self.num_tokens / self.wall_s
+
+    @property
+    def tokens_per_processor_s(self) -> float:
+        return self.num_tokens / self.processor_s
 
 
 def batches(tasks: Sequence[BenchTask], size: int) -> Iterator[Sequence[BenchTask]]:
@@ -39,12 +44,13 @@ def batches(tasks: Sequence[BenchTask], size: int) -> Iterator[Sequence[BenchTas
 
 def run(model: Any, tasks: Sequence[BenchTask], size: int) -> RivalRun:
     completion_s: list[float] = []
-    began_s = time.perf_counter()
+    began_s, processor_began_s = time.perf_counter(), time.process_time()
     for batch in batches(tasks, size):
         batch_began_s = time.perf_counter()
         generate(model, batch)
         completion_s += [time.perf_counter() - batch_began_s] * len(batch)
-    return RivalRun(time.perf_counter() - began_s, sum(task.num_output for task in tasks), tuple(completion_s))
+    wall_s, processor_s = time.perf_counter() - began_s, time.process_time() - processor_began_s
+    return RivalRun(wall_s, processor_s, sum(task.num_output for task in tasks), tuple(completion_s))
 
 
 def generate(model: Any, batch: Sequence[BenchTask]) -> dict[str, list[int]]:

@@ -75,6 +75,8 @@ def as_json(figures: WorkerFigures) -> dict[str, object]:
         "ratio_best_static_batch": figures.ratio_best_static_batch,
         "ratio_one_at_a_time": figures.ratio_one_at_a_time,
         "ratio_oracle": figures.ratio_oracle,
+        "processor_ratio_best_static_batch": figures.processor.ratio_best_static_batch,
+        "processor_ratio_one_at_a_time": figures.processor.ratio_one_at_a_time,
     }
     return {"schema_version": 1, **asdict(figures), **ratios}
 
@@ -93,6 +95,10 @@ def _print(figures: WorkerFigures) -> None:
     console.print(
         f"{figures.ratio_best_static_batch:.2f} times the best static batch{_missed(figures.ratio_best_static_batch, TARGET_STATIC)}, "
         f"{figures.ratio_one_at_a_time:.2f} times one at a time{_missed(figures.ratio_one_at_a_time, TARGET_ALONE)}"
+    )
+    console.print(
+        f"by processor time {figures.processor.ratio_best_static_batch:.2f} times the best static batch, "
+        f"{figures.processor.ratio_one_at_a_time:.2f} times one at a time"
     )
     console.print(
         f"float32: {figures.num_equal} of {figures.num_checked} tasks with the same tokens, "
