@@ -20,6 +20,7 @@ from services.runtime.failpoints import NO_FAILPOINT, Failpoint
 
 ResultT = TypeVar("ResultT")
 
+FREE_EVERY_S = 0.03  # about a step: none gets much of it
 SPARE_TOKENS = 4  # a text may have been written with more tokens than it is read as: twice as many, and these
 
 
