@@ -40,7 +40,7 @@ def test_a_random_model_is_the_same_for_the_same_seed_and_never_ends_an_answer()
 
 
 def test_the_budget_is_the_process_one_version_and_the_reserve():
-    size = SizeFigures(0.25, (swap_of(0.02), swap_of(0.04, 14)), 5, (), 0.05, 0.1, 0.0, 80.0, 7, 4, 2, 9)
+    size = SizeFigures(0.25, (swap_of(0.02), swap_of(0.04, 14)), 5, (), 0.05, 0.1, 0.0, 80.0, 7, 4, 2, 9, 3)
     assert (size.peak_rss_bytes, size.budget_bytes) == (14, 13)
     assert size.stall_median_s == pytest.approx(0.03)
     assert size.bytes_share == pytest.approx(0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ class SizeFigures:
     reserve_bytes: int  # for swaps
     base_rss_bytes: int  # of the worker's process beside the weights, without swaps
     quiet_rss_bytes: int
+    mean_changed_bytes: int  # of the layers that a swap makes anew
 
     @property
     def stall_p99_s(self) -> float:
@@ -73,6 +75,12 @@ class SizeFigures:
 class SwapFigures:
     shape: str
     sizes: tuple[SizeFigures, ...]
+    bandwidth_bytes_per_s: float  # of memory, reads and writes together
+    machine: Mapping[str, object]
+
+    def least_load_s(self, size: SizeFigures) -> float:
+        """What making a version's changed layers takes at least: their bytes, read and written once."""
+        return 2 * size.mean_changed_bytes / self.bandwidth_bytes_per_s
 
     @property
     def failed(self) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.bench.machine import bandwidth_bytes_per_s, describe
 from loadgen.bench.swap.figures import SizeFigures, Swap, SwapFigures
 from loadgen.bench.swap.memory import PeakMemory
 from loadgen.bench.swap.shapes import SHAPES, num_words
@@ -50,7 +51,8 @@ def measure(options: SwapOptions, source: Source, tell: Tell) -> SwapFigures:
     for fraction in options.fractions:
         with tempfile.TemporaryDirectory(prefix="moedge-swap-") as directory:
             sizes.append(asyncio.run(_one_size(options, fraction, source, Path(directory), tell)))
-    return SwapFigures(options.shape, tuple(sizes))
+    tell("memory bandwidth")
+    return SwapFigures(options.shape, tuple(sizes), bandwidth_bytes_per_s(), describe())
 
 
 async def _one_size(options: SwapOptions, fraction: float, source: Source, directory: Path, tell: Tell) -> SizeFigures:
@@ -71,7 +73,8 @@ async def _one_size(options: SwapOptions, fraction: float, source: Source, direc
         async with ChildStack(partial(serve_worker, directory, worker_options), hear, niceness=0) as worker:
             site = _Site(made["merger"], worker["worker"], int(worker["pid"]), [version["version"] for version in versions[1:]])
             run = await site.run(options, lambda what: tell(f"{fraction:.0%}: {what}"))
-    return run.figures(fraction, versions[0]["model_bytes"], model_bytes, reserve_bytes)
+    mean_changed_bytes = sum(version["changed_bytes"] for version in versions) // options.num_swaps
+    return run.figures(fraction, versions[0]["model_bytes"], model_bytes, reserve_bytes, mean_changed_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class _Run:
     quiet_peak_bytes: int
     loaded: tuple[_Loaded, ...]
 
-    def figures(self, fraction: float, first_bytes: int, model_bytes: int, reserve_bytes: int) -> SizeFigures:
+    def figures(self, fraction: float, first_bytes: int, model_bytes: int, reserve_bytes: int, mean_changed_bytes: int) -> SizeFigures:
         quiet = self.streams.between(self.quiet_began_at_s, self.quiet_ended_at_s)
         quiet_p99_s = float(np.percentile(quiet, 99))
         swaps = tuple(self._swap(loaded, quiet_p99_s, float(quiet.mean())) for loaded in self.loaded)
@@ -110,6 +113,7 @@ class _Run:
             reserve_bytes=reserve_bytes,
             base_rss_bytes=self.quiet_peak_bytes - first_bytes,
             quiet_rss_bytes=self.quiet_peak_bytes,
+            mean_changed_bytes=mean_changed_bytes,
         )
 
     def _swap(self, loaded: _Loaded, quiet_p99_s: float, quiet_mean_s: float) -> Swap:

@@ -84,13 +84,14 @@ def as_json(figures: SwapFigures) -> dict[str, object]:
     return {
         "schema_version": 1,
         "shape": figures.shape,
+        "machine": {**figures.machine, "bandwidth_bytes_per_s": figures.bandwidth_bytes_per_s},
         "swaps": sum(len(size.swaps) for size in sizes),
         "failed": figures.failed,
         "stall_p99_s": max(size.stall_p99_s for size in sizes),
         "bytes_share": max(size.bytes_share for size in sizes),
         "peak_rss_bytes": max(size.peak_rss_bytes for size in sizes),
         "within_budget": all(size.peak_rss_bytes <= size.budget_bytes for size in sizes),
-        "sizes": {f"{size.fraction:g}": _size_json(size) for size in sizes},
+        "sizes": {f"{size.fraction:g}": _size_json(size) | {"least_load_s": figures.least_load_s(size)} for size in sizes},
     }
 
 
@@ -152,7 +153,7 @@ def _print_curves(curves: Mapping[float, Sequence[CurvePoint]]) -> None:
 def _print(figures: SwapFigures) -> None:
     console = stdout()
     columns = ("what", *(f"{size.fraction:.0%} of the experts" for size in figures.sizes))
-    cells = [_cells(size) for size in figures.sizes]
+    cells = [_cells(size) | {"least that loading takes": in_seconds(figures.least_load_s(size))} for size in figures.sizes]
     rows = [(what, *(of_size[what] for of_size in cells)) for what in cells[0]]
     console.print(table(f"{figures.shape}, bfloat16: swaps under load", columns, rows))
     missed = [size for size in figures.sizes if size.stall_p99_s > STALL_TARGET_S]
