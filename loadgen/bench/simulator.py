@@ -10,7 +10,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from loadgen.bench.compiled import compiled_s
 from loadgen.bench.simpy_model import Decided, in_turn
 from loadgen.simulator import simulation
 from loadgen.simulator.load import draw_load
@@ -39,6 +41,7 @@ class SimulatorFigures:
     without_updates: float  # ONTO, no re-merging
     round_robin: float  # no prediction in the choice either
     task_s_by_edges: dict[int, float]  # seconds for one task, ONTO and JTOM
+    compiled_tasks_per_s: float | None  # of the compiled copy in the same rounds; None where there is none
 
     @property
     def ratio_simpy(self) -> float:
@@ -51,16 +54,21 @@ class SimulatorFigures:
         return self.without_updates / self.simpy_onto_tasks_per_s
 
 
-def measure(rounds: int, scales: tuple[int, ...], tell: Tell, num_tasks: int = TASKS) -> SimulatorFigures:
-    """All in turn, so that all see the same machine."""
+def measure(
+    rounds: int, scales: tuple[int, ...], tell: Tell, num_tasks: int = TASKS, compiled_folder: Path | None = None
+) -> SimulatorFigures:
+    """All in turn, so that all see the same machine. `compiled_folder`: the compiled copy, measured too."""
     ours: list[float] = []
     without_updates: list[float] = []
     round_robin: list[float] = []
     simpy: list[float] = []
     simpy_onto: list[float] = []
+    compiled: list[float] = []
     for n in range(rounds):
         tell(f"round {n + 1} of {rounds}: {EDGES} edges, {num_tasks} tasks")
         ours.append(1.0 / ours_s(EDGES, num_tasks))
+        if compiled_folder is not None:
+            compiled.append(1.0 / compiled_s(compiled_folder, num_tasks))
         simpy.append(1.0 / simpy_s(EDGES, num_tasks))
         without_updates.append(1.0 / ours_s(EDGES, num_tasks, "onto", "never"))
         simpy_onto.append(1.0 / simpy_s(EDGES, num_tasks, decides=True))
@@ -80,6 +88,7 @@ def measure(rounds: int, scales: tuple[int, ...], tell: Tell, num_tasks: int = T
         without_updates=statistics.median(without_updates),
         round_robin=statistics.median(round_robin),
         task_s_by_edges=told,
+        compiled_tasks_per_s=statistics.median(compiled) if compiled else None,
     )
 
 
