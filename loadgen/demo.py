@@ -1,4 +1,4 @@
-"""The demonstration: one drifting load, sent to fresh stacks with the paper's updates, with ours and without any, and a report of all.
+"""The demonstration: one drifting load, sent to fresh stacks with our updates, with the paper's and without any, and a report of all.
 
 The stack runs in a process of its own, so that its computing cannot delay sends. It measures; it does not judge beyond the verdicts.
 """
@@ -35,7 +35,7 @@ from services.runtime.net import channel
 from services.tasks.sources import open_tasks
 from services.tasks.values import TaskSet
 
-RUNS = (("jtom", "jtom"), ("portfolio", "portfolio"), (WITHOUT_UPDATES, "never"))  # name in the report, trigger
+RUNS = (("portfolio", "portfolio"), ("jtom", "jtom"), (WITHOUT_UPDATES, "never"))  # name in the report, trigger
 LIST_DEADLINE_S = 10.0
 # Checks every few seconds instead of every twenty: the load lasts little more than a minute.
 CONTROLLER: Mapping[str, Any] = {

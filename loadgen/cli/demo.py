@@ -40,7 +40,7 @@ def demo(
     cache: options.Cache = None,
     json: options.Json = False,
 ) -> None:
-    """Show what re-merging is worth while what users ask for drifts: ONTO with JTOM (the paper's), with portfolio (ours), and alone.
+    """Show what re-merging is worth while what users ask for drifts: ONTO with portfolio (ours), with JTOM (the paper's), and alone.
 
     All runs get the same tasks at the same instants and start from versions for the first mix. Exit code 1 if a verdict fails (late sends
     aside, which the report points out).

@@ -18,6 +18,7 @@ from loadgen.simulator.load import draw_load
 from loadgen.simulator.runtimes import swap_s
 from loadgen.simulator.scenario import Scenario
 from loadgen.simulator.simulation import ORACLE, simulate
+from services.core import defaults
 from services.core.baselines import PUBLISHED
 from services.core.merging import triggers
 from services.core.naming import nearest
@@ -40,7 +41,7 @@ class Arm:
     trigger_options: Mapping[str, object] = field(default_factory=dict)
 
 
-OURS = Arm("ours", "onto", "portfolio")  # what moedge does
+OURS = Arm("ours", defaults.POLICY, defaults.TRIGGER)  # what moedge does
 CLAIRVOYANT = Arm("clairvoyant", "onto", "clairvoyant")  # told when traffic changes: regrets are against it
 QUANTISED = Arm("quantised", "onto", "never", "quantised")  # the two rivals at equal bytes that need no adaptation
 STATIC = Arm("static", "onto", "never", "static")

@@ -1,5 +1,5 @@
-"""What decides in a live stack where nobody says otherwise. Simulations know a better trigger, which live runs do not bear out yet
-(core/merging/README.md, Portfolio)."""
+"""What decides where nobody says otherwise: the policy and the trigger that do best together (loadgen/simulator/README.md; live:
+core/merging/README.md, Portfolio)."""
 
 POLICY = "onto"
-TRIGGER = "jtom"
+TRIGGER = "portfolio"

@@ -254,7 +254,7 @@ def test_simpy_with_the_same_engine_serves_the_same_load_in_nearly_the_same_time
 
 def test_the_benchmark_measures_ours_and_simpy_in_one_run():
     told = measure(1, (10,), lambda _: None, num_tasks=1000, compiled_folder=REPOSITORY)  # any copy of the sources can be measured
-    assert told.compiled_tasks_per_s > 0.0
+    assert (told.compiled_tasks_per_s or 0.0) > 0.0
     assert told.ratio_simpy == pytest.approx(told.tasks_per_s / told.simpy_tasks_per_s)
     assert told.ratio_simpy_onto == pytest.approx(told.without_updates / told.simpy_onto_tasks_per_s)
     assert set(told.task_s_by_edges) == {10}
