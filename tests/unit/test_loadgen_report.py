@@ -144,6 +144,14 @@ def test_verdicts_name_what_is_missing():
     assert "at least one update after each drift" in failed
 
 
+def test_an_update_after_each_drift_is_asked_of_the_trigger_that_follows_history():
+    runs = document(make_report(), NOW)["runs"]
+    without = {**runs["jtom"], "drifts_without_update_at_s": [25.0]}
+    told = {verdict.name: verdict.ok for verdict in verdicts({"portfolio": without, **runs})}
+    assert told["at least one update after each drift"]
+    assert not {v.name: v.ok for v in verdicts({**runs, "jtom": without})}["at least one update after each drift"]
+
+
 def test_the_terminal_summary_shows_both_runs_and_each_task_type():
     console = Console(width=180, record=True, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
     print_summary(console, document(make_report(), NOW))
