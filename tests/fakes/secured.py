@@ -132,7 +132,7 @@ def path_of(method: MethodDescriptor) -> str:
 
 
 # A server that ends a call while its client still writes may reset the stream before the status is read: INTERNAL, without details.
-RACES = 5
+RACES = 10
 
 
 async def status_of(channel: Any, method: MethodDescriptor) -> grpc.StatusCode:
