@@ -6,12 +6,13 @@ import asyncio
 import logging
 
 import redis.asyncio
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from redis.exceptions import RedisError
 
 from services.runtime.errors import RuntimeFault
 from services.runtime.eventlog import TASK_EVENTS
+from services.runtime.kafka_consuming import partitions_of
 from services.runtime.store import EdgeRegistry
 from services.runtime.topics import create_topics
 
@@ -49,11 +50,7 @@ async def num_task_events(bootstrap: str) -> int:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await consumer.start()
-            await consumer._client.force_metadata_update()
-            consumer._client.add_topic(TASK_EVENTS)
-            await consumer._client._wait_on_metadata(TASK_EVENTS)
-            numbers = consumer.partitions_for_topic(TASK_EVENTS) or set()
-            ends = await consumer.end_offsets([TopicPartition(TASK_EVENTS, number) for number in sorted(numbers)])
+            ends = await consumer.end_offsets(await partitions_of(consumer, TASK_EVENTS))
             return sum(ends.values())
     except (KafkaError, OSError, TimeoutError) as error:
         raise PlaceError(f"Kafka at {bootstrap} stopped answering: {error or type(error).__name__}") from error

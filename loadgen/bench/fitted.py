@@ -18,6 +18,7 @@ from services.core.merging.recipes import FITTED, PRODUCT
 from services.model.build import Builder, BuildOptions
 from services.model.calibration import measure as score_of
 from services.model.compressions import compression
+from services.model.compressions.compensated import BITS, needed_bytes
 from services.model.evidence import gather
 from services.model.families.base import MoeModel
 from services.model.memory import non_expert_bytes
@@ -103,7 +104,7 @@ def measure(
     """`expert_shares`: memory for everything that is no expert and so large a share of the experts, as in an edges file."""
     bench = _Bench(builder, scored, batches, rounds)
     tell("the table of forms, once per base model")
-    assert builder.fitted.table
+    builder.fitted.prepare()
     tell("the unmerged model at each width")
     unmerged = _Unmerged(bench)
     full = bench.quality(builder.base.model)
@@ -132,11 +133,12 @@ class _Unmerged:
         return bits, None if bits is None else self._scored("rounded", bits, lambda: quantised(self._bench.base.model, bits))
 
     def compensated(self, budget_bytes: int) -> tuple[int | None, float | None]:
-        for bits in (8, 4, 3, 2, 1):
-            made = compression("compensated")(self._evidence, 1 << 60, bits)
-            if self._rest_bytes + made.expert_bytes <= budget_bytes:
-                return bits, self._scored("compensated", bits, lambda: self._bench.base.model.with_experts(made.stacks))  # noqa: B023
-        return None, None
+        room_bytes = budget_bytes - self._rest_bytes
+        bits = next((bits for bits in BITS if needed_bytes(self._evidence, bits) <= room_bytes), None)
+        return bits, None if bits is None else self._scored("compensated", bits, lambda: self._compensated(room_bytes, bits))
+
+    def _compensated(self, room_bytes: int, bits: int) -> MoeModel:
+        return self._bench.base.model.with_experts(compression("compensated")(self._evidence, room_bytes, bits).stacks)
 
     def _scored(self, kind: str, bits: int, make: Callable[[], MoeModel]) -> float:
         if (kind, bits) not in self._scores:

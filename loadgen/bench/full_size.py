@@ -1,6 +1,6 @@
 """A Switch Transformers checkpoint of a real size with random weights, written a tensor at a time: the same seed, the same bytes.
 
-Sizes are those of google/switch-base-32 unless said otherwise. It answers nothing; what it weighs and how long merging takes are real.
+It answers nothing; what it weighs and how long merging takes are real.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from loadgen.bench.sizes import NUM_BUCKETS, Sizes
 from services.model.tensor_files import raw_bytes, safetensors_header, whole_file, write_atomically
 
 INDEX = "model.safetensors.index.json"  # written last: where it is, the checkpoint is whole
@@ -23,42 +23,20 @@ Shape = tuple[int, ...]
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Every second block of each stack is sparse."""
-
-    d_model: int = 768
-    d_ff: int = 3072
-    d_kv: int = 64
-    num_heads: int = 12
-    num_blocks: int = 12  # of each stack
-    num_experts: int = 32
-    vocab_size: int = 32128
-    seed: int = 0
-
-    @property
-    def num_moe_layers(self) -> int:
-        return 2 * (self.num_blocks // 2)
-
-    @property
-    def expert_params(self) -> int:
-        return 2 * self.d_model * self.d_ff
-
-    @property
-    def num_params(self) -> int:
-        return sum(math.prod(shape) for shapes in _shards(self).values() for shape in shapes.values())
+def num_params(sizes: Sizes) -> int:
+    return sum(math.prod(shape) for shapes in _shards(sizes).values() for shape in shapes.values())
 
 
-def write_checkpoint(directory: Path, sizes: Sizes, tokenizer_dir: Path, tell: Tell) -> None:
+def write_checkpoint(directory: Path, sizes: Sizes, seed: int, tokenizer_dir: Path, tell: Tell) -> None:
     """A directory that transformers and moedge read, float32. One that is there already for these sizes is left as it is."""
-    config = json.dumps(_config(sizes), indent=2).encode()
+    config = json.dumps({**sizes.config(), "seed": seed}, indent=2).encode()
     if (directory / INDEX).exists() and (directory / "config.json").read_bytes() == config:
         return
     (directory / INDEX).unlink(missing_ok=True)
     write_atomically(directory / "config.json", config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_dir / name, directory / name)
-    generator = torch.Generator().manual_seed(sizes.seed)
+    generator = torch.Generator().manual_seed(seed)
     shards = _shards(sizes)
     for number, (shard, shapes) in enumerate(shards.items()):
         tell(f"checkpoint: part {number + 1} of {len(shards)}")
@@ -76,26 +54,6 @@ def _drawn(name: str, shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.empty(shape).normal_(std=shape[-1] ** -0.5, generator=generator)
 
 
-def _config(sizes: Sizes) -> dict[str, object]:
-    told = asdict(sizes)
-    num_blocks = told.pop("num_blocks")
-    return {
-        "model_type": "switch_transformers",
-        "architectures": ["SwitchTransformersForConditionalGeneration"],
-        **told,
-        "num_layers": num_blocks,
-        "num_decoder_layers": num_blocks,
-        "num_sparse_encoder_layers": num_blocks // 2,
-        "num_sparse_decoder_layers": num_blocks // 2,
-        "dense_act_fn": "relu",
-        "feed_forward_proj": "relu",
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-    }
-
-
 def _shards(sizes: Sizes) -> dict[str, dict[str, Shape]]:
     """Names and shapes by file, one file a block."""
     files: dict[str, dict[str, Shape]] = {"shared": {"shared.weight": (sizes.vocab_size, sizes.d_model)}}
@@ -107,7 +65,7 @@ def _shards(sizes: Sizes) -> dict[str, dict[str, Shape]]:
 
 
 def _block(sizes: Sizes, stack: str, number: int) -> Iterator[tuple[str, Shape]]:
-    prefix, inner = f"{stack}.block.{number}.layer", sizes.num_heads * sizes.d_kv
+    prefix, inner = f"{stack}.block.{number}.layer", sizes.inner
     kinds = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
     for place, kind in enumerate(kinds):
         yield f"{prefix}.{place}.layer_norm.weight", (sizes.d_model,)
@@ -115,7 +73,7 @@ def _block(sizes: Sizes, stack: str, number: int) -> Iterator[tuple[str, Shape]]
             yield f"{prefix}.{place}.{kind}.{part}.weight", (inner, sizes.d_model)
         yield f"{prefix}.{place}.{kind}.o.weight", (sizes.d_model, inner)
     if number == 0:
-        yield f"{prefix}.0.SelfAttention.relative_attention_bias.weight", (32, sizes.num_heads)
+        yield f"{prefix}.0.SelfAttention.relative_attention_bias.weight", (NUM_BUCKETS, sizes.num_heads)
     mlp = f"{prefix}.{len(kinds)}.mlp"
     yield f"{prefix}.{len(kinds)}.layer_norm.weight", (sizes.d_model,)
     if number % 2 == 0:

@@ -7,7 +7,6 @@ Both sides begin with the experts in the page cache and end with merged experts;
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import time
@@ -18,9 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from loadgen.bench import machine, routing
-from loadgen.bench.full_size import INDEX, Sizes, write_checkpoint
+from loadgen.bench.full_size import INDEX, num_params, write_checkpoint
 from loadgen.bench.merge_figures import MergeFigures, MergeOptions, NextMix, Prepared, RoutingFigures
 from loadgen.bench.merge_rounds import Beside, Request, aligned_again, beside, drop_page_cache, remerge, warm
+from loadgen.bench.sizes import Sizes
 from services.core.merging.plan import make_plan
 from services.core.merging.present import changed_groups
 from services.core.merging.recipes import PAPER
@@ -40,14 +40,16 @@ Tell = Callable[[str], None]
 def measure(options: MergeOptions, tell: Tell) -> MergeFigures:
     """All in one run. What an earlier run left in `scratch` is used again, with the seconds that its preparation took then."""
     _check_room(options)
-    write_checkpoint(options.scratch / "checkpoint", options.sizes, options.trained_model, tell)
+    write_checkpoint(options.scratch / "checkpoint", options.sizes, options.seed, options.trained_model, tell)
     base, prepared = _read(options.scratch, tell)
     aligned = align(base, options.scratch / "cache")
     requests = _requests(base, options)
     prepared = _aligned(options.scratch, aligned, requests, prepared, tell)
     bandwidth = machine.bandwidth_bytes_per_s()
     routings = {name: _measured(base, aligned, request, options, bandwidth, tell) for name, request in requests.items()}
-    return MergeFigures(options.sizes, options.budget_bytes, base.full_bytes, machine.describe(), bandwidth, prepared, routings)
+    return MergeFigures(
+        options.sizes, options.seed, options.budget_bytes, base.full_bytes, machine.describe(), bandwidth, prepared, routings
+    )
 
 
 def remove(scratch: Path) -> None:
@@ -62,7 +64,7 @@ def remove(scratch: Path) -> None:
 def _check_room(options: MergeOptions) -> None:
     options.scratch.mkdir(parents=True, exist_ok=True)
     there = sum(path.stat().st_size for path in options.scratch.rglob("*") if path.is_file())
-    needed = 8 * options.sizes.num_params + 2 * options.budget_bytes + SPARE_BYTES - there
+    needed = 8 * num_params(options.sizes) + 2 * options.budget_bytes + SPARE_BYTES - there
     free = shutil.disk_usage(options.scratch).free
     if free < needed:
         raise OSError(f"scratch: {free / 1e9:.0f} GB are free in {options.scratch}, {needed / 1e9:.0f} GB are needed")
@@ -75,7 +77,7 @@ def _read(scratch: Path, tell: Tell) -> tuple[BaseModel, Prepared]:
         return read_base(scratch / "checkpoint", cache_dir=scratch / "cache"), Prepared(**json.loads(told.read_bytes()))
     tell("prepare: experts in the order of merging")
     shutil.rmtree(scratch / "cache", ignore_errors=True)
-    reset_peak()
+    machine.reset_peak()
     began_s = time.perf_counter()
     base = read_base(scratch / "checkpoint", cache_dir=scratch / "cache")
     prepared = Prepared(time.perf_counter() - began_s, machine.peak_rss_bytes())
@@ -86,7 +88,7 @@ def _read(scratch: Path, tell: Tell) -> tuple[BaseModel, Prepared]:
 def _requests(base: BaseModel, options: MergeOptions) -> dict[str, Request]:
     """By routing: all task types equally, with profiles that plans for any mix can be made of."""
     profiles = {
-        "even": routing.even(base.base_id, options.sizes),
+        "even": routing.even(base.base_id, options.sizes, options.seed),
         "measured": routing.measured(base.base_id, options.sizes, options.trained_model, options.trained_tasks),
     }
     return {name: Request(of_routing, partial(_plan, base, of_routing, options.budget_bytes)) for name, of_routing in profiles.items()}
@@ -128,7 +130,7 @@ def _measured(base: BaseModel, aligned: Aligned, request: Request, options: Merg
         shutil.rmtree(store_dir, ignore_errors=True)
         for stack in base.model.experts:
             warm(stack)
-        reset_peak()
+        machine.reset_peak()
         began_s = time.perf_counter()
         refs = remerge(base, aligned, request.plan(mix), store_dir)
         seconds.append(time.perf_counter() - began_s)
@@ -198,13 +200,3 @@ def _next_mix(base: BaseModel, aligned: Aligned, request: Request, plan: MergePl
     tell(f"next mix: aligned in {aligned_at_s - began_s:.2f} s, merged in {ended_s - aligned_at_s:.2f} s")
     changed = len(changed_groups(after, plan))
     return NextMix(after.experts_kept, changed, missing, aligned_at_s - began_s, ended_s - aligned_at_s)
-
-
-def reset_peak() -> None:
-    """Peak memory counts from here on, where the system lets a process say so."""
-    with suppress(OSError):
-        descriptor = os.open("/proc/self/clear_refs", os.O_WRONLY)
-        try:
-            os.write(descriptor, b"5")
-        finally:
-            os.close(descriptor)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadgen.bench.full_size import Sizes
+from loadgen.bench.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class MergeOptions:
     rounds: int = 3
     trained_model: Path = Path("infra/demo-model")  # whose routing the model is given
     trained_tasks: str = "toy"
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class RoutingFigures:
 @dataclass(frozen=True, slots=True)
 class MergeFigures:
     sizes: Sizes
+    seed: int
     budget_bytes: int
     full_bytes: int
     machine: Mapping[str, object]

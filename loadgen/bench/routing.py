@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.bench.full_size import Sizes
+from loadgen.bench.sizes import Sizes
 from services.core.merging.values import BaseProfiles, LayerStatistics
 from services.model.calibration import calibrate
 from services.model.checkpoint import read_base
@@ -20,9 +20,9 @@ NUM_ITEMS = 128  # of each task type that the trained model routes
 NUM_TOKENS = 1024  # that router logits are made for
 
 
-def even(base: str, sizes: Sizes) -> BaseProfiles:
+def even(base: str, sizes: Sizes, seed: int) -> BaseProfiles:
     """One task type whose tokens use every expert equally; which experts are similar is drawn."""
-    rng = np.random.default_rng(sizes.seed)
+    rng = np.random.default_rng(seed)
     layers = []
     for _ in range(sizes.num_moe_layers):
         logits = rng.standard_normal((NUM_TOKENS, sizes.num_experts))

@@ -133,6 +133,12 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def progress() -> Callable[[str], None]:
+    """Says what is being done, dimmed, on standard error."""
+    console = stderr()
+    return lambda what: console.print(f"[dim]{what}[/dim]")
+
+
 def table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]], text_columns: int = 1) -> Table:
     """A table whose first `text_columns` columns are text and whose others are figures."""
     from rich.table import Table

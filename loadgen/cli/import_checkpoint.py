@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import command, in_bytes, print_json, stderr, stdout
+from loadgen.cli.console import command, in_bytes, print_json, progress, stdout
 
 
 @command
@@ -24,8 +24,7 @@ def import_checkpoint(
     """
     from services.model.importing import import_checkpoint as imported
 
-    console = stderr()
-    done = imported(source.expanduser(), out.expanduser(), lambda what: console.print(f"[dim]{what}[/dim]"))
+    done = imported(source.expanduser(), out.expanduser(), progress())
     if json:
         print_json({**asdict(done), "directory": str(done.directory)})
     else:

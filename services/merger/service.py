@@ -127,7 +127,7 @@ def prepared_builder(settings: MergerSettings) -> Builder:
     )
     builder = Builder(base, open_tasks(settings.tasks, "calibration"), cache_dir / base.base_id, build_settings)
     builder.reclaim(SystemClock().wall().timestamp() - UNFINISHED_S)
-    builder.prepare()
+    builder.prepare(settings.prepared_budgets_bytes)
     if settings.method == FITTED:
-        assert builder.fitted.table
+        builder.fitted.prepare()
     return builder

@@ -28,9 +28,20 @@ class MergerSettings(ServiceSettings):
     recovery_steps: int = Field(0, ge=0, description="optimiser steps of recovery after averaging, for requests that do not say")
     reserve_bytes: int = Field(0, ge=0, description="memory of every edge that no model may take")
     profiled_items: int = Field(512, gt=0, description="calibration items of each task type that profile the base model, once")
+    prepared_budgets_bytes: tuple[int, ...] = Field(
+        (),
+        description="at start, experts are aligned for merges to these memories: [2000000000]",
+    )
     measured_items: int = Field(64, gt=0, description="calibration items of each task type that measure each build")
     max_waiting_builds: int = Field(32, gt=0, description="different builds that may wait; more are refused")
     failpoint: str = Field("", description="for tests: NAME:kill or NAME:sleep=SECONDS at a step of an update (runtime/failpoints.py)")
+
+    @field_validator("prepared_budgets_bytes")
+    @classmethod
+    def _above_zero(cls, budgets_bytes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(budget <= 0 for budget in budgets_bytes):
+            raise ValueError("a memory must be above 0 bytes")
+        return budgets_bytes
 
     @field_validator("failpoint")
     @classmethod

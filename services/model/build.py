@@ -140,8 +140,7 @@ class Builder:
         With budgets, also the orders of experts that merges for one task type or for all ask for in such memories. Those that only
         another mix asks for are found with it.
         """
-        assert self.calibration
-        assert self.aligned
+        _ = self.calibration, self.aligned
         task_types = self.calibration.profiles.task_types
         mixes = [*({t: 1.0} for t in task_types), dict.fromkeys(task_types, 1 / len(task_types))]
         wanted = replace(options or BuildOptions(), method=PAPER.method)  # no other method asks for more pairs

@@ -31,6 +31,10 @@ class FittedBuilds:
         refuse_too_large(self._base)
         return form_table(self._base, self._examples(), self._cache_dir)
 
+    def prepare(self) -> None:
+        """The table, made or read."""
+        _ = self.table
+
     def plan(self, mix: Mapping[str, float], budget: Budget, present: MergePlan | None) -> MergePlan:
         """Never above the budget; what is left is less than any form would take that serves better. BudgetError, MixError, OptionError."""
         room_bytes = expert_room_bytes(budget)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from services.model.families.base import MoeModel, Recorder
 
 
 def greedy(
-    model: MoeModel, prompts: Sequence[Sequence[int]], max_tokens: int, batch_size: int = 64, recorder: Recorder | None = None
+    model: MoeModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    batch_size: int = 64,
+    recorder: Recorder | None = None,
+    enough: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """Token ids of each answer, its end token included. Prompts of like length share a batch."""
+    """Token ids of each answer, its end token included. Prompts of like length share a batch. An answer that is `enough` ends there."""
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     ends = model.shape.eos_token_ids
@@ -24,6 +29,8 @@ def greedy(
             for slot, token in zip(active, tokens, strict=True):
                 answers[rows[slot]].append(token)
             active = [slot for slot, token in zip(active, tokens, strict=True) if token not in ends]
+            if enough is not None:
+                active = [slot for slot in active if not enough(answers[rows[slot]])]
             if not active:
                 break
     return answers

@@ -17,7 +17,7 @@ from aiokafka.errors import IllegalStateError, KafkaError, MessageSizeTooLargeEr
 
 from services.runtime.clock import Clock
 from services.runtime.eventlog import EventLogUnavailableError, Handler, Lag, Record
-from services.runtime.kafka_consuming import Subscription, to_record
+from services.runtime.kafka_consuming import Subscription, partitions_of, to_record
 from services.runtime.outbox import Outbox
 from services.runtime.topics import create_topics
 
@@ -138,13 +138,7 @@ class KafkaEventLog:
         """Assign every partition from its beginning; where each one ends."""
         async with asyncio.timeout(READ_TIMEOUT_S):
             await consumer.start()
-            numbers = consumer.partitions_for_topic(topic)
-            if not numbers:
-                await consumer._client.force_metadata_update()  # a topic created after this client's first look
-                consumer._client.add_topic(topic)
-                await consumer._client._wait_on_metadata(topic)
-                numbers = consumer.partitions_for_topic(topic) or set()
-            partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+            partitions = await partitions_of(consumer, topic)
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
             ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)

@@ -34,6 +34,18 @@ def to_record(message: Any) -> Record:
     return Record(message.topic, key, message.value or b"", headers, message.partition, message.offset)
 
 
+async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    """Of a started consumer, also where the topic was created after its first look at Kafka; empty where there is no such topic."""
+    numbers = consumer.partitions_for_topic(topic)
+    if not numbers:
+        await consumer._client.force_metadata_update()
+        if topic in await consumer.topics():
+            consumer._client.add_topic(topic)
+            await consumer._client._wait_on_metadata(topic)
+            numbers = consumer.partitions_for_topic(topic)
+    return [TopicPartition(topic, number) for number in sorted(numbers or ())]
+
+
 class Subscription:
     def __init__(
         self,

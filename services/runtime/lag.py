@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from services.runtime.clock import Clock
 from services.runtime.eventlog import EventLogUnavailableError, Lag
 from services.runtime.events import age_s, event_time
-from services.runtime.kafka_consuming import ended, to_record
+from services.runtime.kafka_consuming import ended, partitions_of, to_record
 
 TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
@@ -35,9 +35,7 @@ async def group_lag(bootstrap: str, group: str, topics: Collection[str], clock: 
 
 
 async def _lag(consumer: AIOKafkaConsumer, group: str, topic: str, clock: Clock) -> Lag:
-    partitions = [
-        TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or await _created(consumer, topic))
-    ]
+    partitions = await partitions_of(consumer, topic)
     if not partitions:
         return Lag(topic, group, 0, 0.0)
     consumer.assign(partitions)
@@ -48,17 +46,6 @@ async def _lag(consumer: AIOKafkaConsumer, group: str, topic: str, clock: Clock)
     waiting = [partition for partition in partitions if ends[partition] > starts[partition]]
     num_records = sum(ends[partition] - starts[partition] for partition in waiting)
     return Lag(topic, group, num_records, age_s(await _oldest(consumer, waiting, starts), clock))
-
-
-async def _created(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    """Partitions of a topic that is not in the client's metadata yet; empty where there is no such topic."""
-    await consumer._client.force_metadata_update()
-    known = await consumer.topics()
-    if topic not in known:
-        return set()
-    consumer._client.add_topic(topic)
-    await consumer._client._wait_on_metadata(topic)
-    return consumer.partitions_for_topic(topic) or set()
 
 
 async def _oldest(consumer: AIOKafkaConsumer, waiting: Sequence[TopicPartition], starts: dict[TopicPartition, int]) -> datetime | None:

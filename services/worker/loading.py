@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from services.model.blob_store import BlobStore
 from services.model.errors import BlobError, PromptError
 from services.model.expert_store import ServedModel, read_experts, read_model
 from services.model.families.base import MoeModel
+from services.model.greedy import greedy
 from services.model.manifest import ModelManifest
 from services.model.tokenizer import Tokenizer
 from services.runtime.failpoints import NO_FAILPOINT, Failpoint
@@ -71,23 +72,10 @@ def check_answers(model: MoeModel, tokenizer: Tokenizer, manifest: ModelManifest
         except PromptError as error:
             raise BlobError(f"version {manifest.version}: its check prompt cannot be read ({error})") from error
         num_tokens = SPARE_TOKENS + (2 * len(tokenizer.encode(check.text)) if check.text.strip() else 0)
-        text = _answer(model, tokenizer, prompt_ids, check.text, num_tokens)
+        told = greedy(model, [prompt_ids], num_tokens, enough=lambda ids: tokenizer.decode(ids).startswith(check.text))  # noqa: B023
+        text = tokenizer.decode(told[0])
         if not text.startswith(check.text):
             raise BlobError(f"version {manifest.version}: answers {text[:40]!r} to a check prompt, its manifest says {check.text[:40]!r}")
-
-
-def _answer(model: MoeModel, tokenizer: Tokenizer, prompt_ids: Sequence[int], wanted: str, num_tokens: int) -> str:
-    """As far as is needed to tell whether it begins with `wanted`."""
-    cache = model.new_cache(1)
-    model.prefill(cache, [0], [prompt_ids])
-    ids: list[int] = []
-    text = ""
-    while len(ids) < num_tokens:
-        ids += model.step(cache, [0])
-        text = tokenizer.decode(ids)
-        if ids[-1] in model.shape.eos_token_ids or text.startswith(wanted):
-            break
-    return text
 
 
 def changed_bytes(manifest: ModelManifest, present: ModelManifest) -> int:

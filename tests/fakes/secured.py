@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -131,8 +132,7 @@ def path_of(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-# A server that ends a call while its client still writes may reset the stream before the status is read: INTERNAL, without details.
-RACES = 10
+REFUSED_WITHIN_S = 2.0
 
 
 async def status_of(channel: Any, method: MethodDescriptor) -> grpc.StatusCode:
@@ -142,18 +142,22 @@ async def status_of(channel: Any, method: MethodDescriptor) -> grpc.StatusCode:
         code = await channel.unary_unary(path)(b"", timeout=10).code()
         assert isinstance(code, grpc.StatusCode)
         return code
-    ended = await _streamed(channel, method, path)
-    for _ in range(RACES):
-        if ended is not grpc.StatusCode.INTERNAL:
-            break
-        ended = await _streamed(channel, method, path)
-    return ended
+    if not method.client_streaming:
+        return await _answered(channel.unary_stream(path)(b"", timeout=10))
+    # Nothing is written before the server had time to refuse: one that ends a call while its client still writes may reset the stream
+    # before the status is read, which then is INTERNAL.
+    stream = channel.stream_stream(path)(timeout=10)
+    ending = asyncio.ensure_future(stream.code())
+    await asyncio.wait({ending}, timeout=REFUSED_WITHIN_S)
+    if ending.done():
+        refused: grpc.StatusCode = ending.result()
+        return refused
+    ending.cancel()
+    await stream.write(b"")
+    return await _answered(stream)
 
 
-async def _streamed(channel: Any, method: MethodDescriptor, path: str) -> grpc.StatusCode:
-    stream = (
-        channel.stream_stream(path)(iter([b""]), timeout=10) if method.client_streaming else channel.unary_stream(path)(b"", timeout=10)
-    )
+async def _answered(stream: Any) -> grpc.StatusCode:
     async with open_stream(stream):
         try:
             await stream.read()

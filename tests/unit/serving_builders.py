@@ -11,6 +11,7 @@ from moedge.v1 import inference_pb2, inference_pb2_grpc, merger_pb2, merger_pb2_
 from services.core.offload.values import Link
 from services.merger.service import Merger
 from services.merger.settings import MergerSettings
+from services.model.blob_store import BlobStore
 from services.runtime.clock import SystemClock
 from services.runtime.edges import EdgeConfig
 from services.runtime.eventlog_memory import MemoryEventLog
@@ -120,3 +121,13 @@ async def eventually(condition, timeout_s: float = 10.0):
         while not (result := await condition()):
             await clock.sleep(0.02)
         return result
+
+
+def copied(source: BlobStore, directory: Path, digests) -> BlobStore:
+    """A worker's store, filled over the download path in small chunks."""
+    target = BlobStore(directory, 1 << 30)
+    for digest in target.missing(digests):
+        while chunk := source.read_chunk(digest, target.staged_bytes(digest), 1500):
+            target.append(digest, target.staged_bytes(digest), chunk)
+        target.commit(digest, source.size_bytes(digest))
+    return target

@@ -13,18 +13,19 @@ from safetensors.torch import save_file
 from transformers import SwitchTransformersForConditionalGeneration
 from typer.testing import CliRunner
 
-from loadgen.bench.full_size import Sizes, write_checkpoint
+from loadgen.bench.full_size import num_params, write_checkpoint
 from loadgen.bench.merge import measure, remove
 from loadgen.bench.merge_figures import MergeOptions
 from loadgen.bench.plain_m_smoe import PlainLayer, matched, merged
 from loadgen.bench.routing import logits_of
+from loadgen.bench.sizes import Sizes
 from loadgen.cli.main import app
 from services.core.merging.values import LayerStatistics
 from services.model.checkpoint import read_base
 
 DEMO = Path(__file__).parents[2] / "infra" / "demo-model"
 SIZES = Sizes(d_model=16, d_ff=24, d_kv=8, num_heads=2, num_blocks=4, num_experts=8, vocab_size=900)
-BUDGET_BYTES = 4 * (SIZES.num_params - 16 * SIZES.expert_params)  # the rest of the model and half of its experts
+BUDGET_BYTES = 4 * (num_params(SIZES) - 16 * SIZES.expert_params)  # the rest of the model and half of its experts
 
 
 def quiet(what: str) -> None:
@@ -74,12 +75,12 @@ def test_what_a_run_left_is_removed_and_nothing_else(tmp_path):
 
 def test_the_checkpoint_is_one_that_transformers_reads_and_repeats(tmp_path):
     for name in ("one", "other"):
-        write_checkpoint(tmp_path / name, SIZES, DEMO, quiet)
+        write_checkpoint(tmp_path / name, SIZES, 0, DEMO, quiet)
     loaded: Any = SwitchTransformersForConditionalGeneration.from_pretrained(tmp_path / "one", output_loading_info=True)
     model, told = loaded
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
-    assert model.num_parameters() == SIZES.num_params
+    assert model.num_parameters() == num_params(SIZES)
     base = read_base(tmp_path / "one")
     assert base.base_id == read_base(tmp_path / "other").base_id
     assert len(base.model.experts) == SIZES.num_moe_layers
@@ -87,7 +88,7 @@ def test_the_checkpoint_is_one_that_transformers_reads_and_repeats(tmp_path):
 
 
 def test_sizes_are_those_of_switch_base_32_unless_told():
-    assert (Sizes().num_params, Sizes().expert_params, Sizes().num_moe_layers) == (1_978_514_688, 4_718_592, 12)
+    assert (num_params(Sizes()), Sizes().expert_params, Sizes().num_moe_layers) == (1_978_514_688, 4_718_592, 12)
 
 
 def test_made_logits_have_the_gram_matrix_they_were_made_for():

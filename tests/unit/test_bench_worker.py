@@ -9,10 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from loadgen.bench.sizes import Sizes
 from loadgen.bench.worker import ours, rival
 from loadgen.bench.worker.lengths import QUANTILES, BenchTask, built_in, of_data
 from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_entropy
-from loadgen.bench.worker.models import Sizes, merged, random_model, transformers_model
+from loadgen.bench.worker.models import merged, random_model, transformers_model
 from loadgen.cli.main import app
 from services.tasks.errors import SourceError
 from tests.unit.pico import write_pico_checkpoint

@@ -10,7 +10,7 @@ from services.model.build import Builder
 from services.model.checkpoint import read_base
 from services.model.expert_store import read_experts, read_model
 from services.model.families import blocked
-from services.model.families.blocked import BlockedStack, row_of, stacked
+from services.model.families.blocked import BlockedStack, blocked_stack, row_of
 from services.model.families.layers import apply_experts, linear, mixed_experts, plain_expert
 from services.model.families.switch import SwitchFamily
 from services.model.memory import held_bytes, unique_bytes
@@ -51,7 +51,7 @@ def test_a_matrix_laid_out_multiplies_as_before_and_comes_back_bit_for_bit(dtype
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 30])
 def test_experts_laid_out_give_what_stacked_ones_give(dtype, num_tokens):
     weights = {"wi": drawn(5, 24, 32, dtype=dtype), "wo": drawn(5, 32, 24, dtype=dtype)}
-    laid_out = {name: stacked(weight.unbind(0)) for name, weight in weights.items()}
+    laid_out = {name: blocked_stack(weight) for name, weight in weights.items()}
     rule, x, rows = plain_expert(torch.relu), drawn(num_tokens, 32), torch.arange(num_tokens) % 4
     shares = torch.full((num_tokens, 2), 0.5)
     atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.5, 0.05)
@@ -67,12 +67,12 @@ def test_small_matrices_those_of_other_dtypes_and_those_with_gradients_stay_as_t
         assert blocked.blocked(matrix) is matrix
     monkeypatch.setattr(blocked, "FEWEST_WEIGHTS", 65)
     assert blocked.blocked(small := drawn(8, 8)) is small
-    assert not isinstance(stacked([small, small]), BlockedStack)
+    assert not isinstance(blocked_stack(torch.stack([small, small])), BlockedStack)
 
 
 def test_a_stack_laid_out_is_as_large_as_before_and_takes_part_in_no_operation():
     stack = drawn(3, 8, 8)
-    laid_out = stacked(stack.unbind(0))
+    laid_out = blocked_stack(stack)
     assert isinstance(laid_out, BlockedStack)
     assert (laid_out.shape, laid_out.dtype, laid_out.numel()) == (stack.shape, stack.dtype, stack.numel())
     assert torch.equal(row_of(laid_out, 1).to_dense(), stack[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from services.core.merging.errors import BudgetError, OptionError
 from services.core.merging.values import DROPPED
-from services.model.blob_store import BlobStore
 from services.model.build import Builder, BuildOptions
 from services.model.checkpoint import read_base
 from services.model.errors import BlobError
@@ -25,6 +23,7 @@ from services.model.recovery import examples
 from services.worker.loading import check_answers
 from tests.unit.pico import pico_tasks, write_pico_checkpoint
 from tests.unit.pico_decoders import write_pico_decoder
+from tests.unit.serving_builders import copied
 
 FITTED = BuildOptions(method="fitted")
 PROMPTS = [[5, 9, 11, 1], [7, 1], [20, 21, 22, 23, 1]]
@@ -49,14 +48,6 @@ def budget_for_bits(builder: Builder, bits: float) -> int:
 def logits(model):
     with torch.no_grad():
         return model.teacher_forced(PROMPTS, TARGETS)
-
-
-def copied(source: BlobStore, directory: Path, digests) -> BlobStore:
-    target = BlobStore(directory, 1 << 30)
-    for digest in target.missing(digests):
-        target.append(digest, 0, source.read_chunk(digest, 0, 1 << 30))
-        target.commit(digest, source.size_bytes(digest))
-    return target
 
 
 @pytest.mark.parametrize("bits", [0.3, 1.0, 2.5, 6.0])

@@ -11,6 +11,8 @@ import pytest
 
 from moedge.v1 import merger_pb2, merger_pb2_grpc
 from services.merger.service import Merger
+from services.model.aligning_ahead import missing_pairs
+from services.model.build import BuildOptions
 from services.model.errors import CheckpointError
 from services.runtime.clock import SystemClock
 from services.runtime.net import channel
@@ -44,6 +46,17 @@ async def refusal(call):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return failure_of(caught.value)
+
+
+async def test_a_merger_that_is_told_of_memories_aligns_for_them_before_it_serves(tmp_path):
+    async with running_merger(tmp_path / "told") as merger:
+        budget = budget_of(merger, 12)
+        plan = merger.builder.plan({"left": 1.0}, budget, BuildOptions("m-smoe"))
+        assert missing_pairs(merger.builder.aligned, [plan])
+    async with running_merger(tmp_path / "told", prepared_budgets_bytes=(budget,)) as merger:
+        assert not missing_pairs(merger.builder.aligned, [plan])
+    with pytest.raises(ValueError, match="above 0"):
+        merger_settings(tmp_path / "told", prepared_budgets_bytes=(0,))
 
 
 async def test_a_build_streams_progress_and_ends_with_a_manifest_within_its_budget(tmp_path):

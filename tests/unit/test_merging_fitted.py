@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.core.merging.errors import BudgetError, MixError
-from services.core.merging.fitted import HALF_KEPT_NATS, FormErrors, fitted_plan, kept_share, plan_room_bytes
+from services.core.merging.fitted import HALF_KEPT_NATS, FormErrors, fitted_plan, kept_share
 from services.core.merging.plan import make_plan
 from services.core.merging.recipes import FITTED
 from services.core.merging.values import DROPPED, ExpertForm
@@ -15,6 +15,12 @@ from tests.unit.merging_builders import make_budget, make_profiles
 FORMS = (DROPPED, ExpertForm(1, 8), ExpertForm(2, 8), ExpertForm(4, 16))
 SIZES = (0, 10, 20, 60)
 TYPES = ("facts", "pick", "talk")
+
+
+def plan_room_bytes(table, plan):
+    """What the experts of a plan take."""
+    place = {form: number for number, form in enumerate(table.forms)}
+    return sum(int(table.sizes_bytes[n, place[form]]) for n, layer in enumerate(plan.layers) for form in layer.forms)
 
 
 def make_table(seed: int = 0, *, num_layers: int = 3, num_experts: int = 6, apart: bool = False) -> FormErrors:

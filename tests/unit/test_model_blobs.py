@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import blake3
 import numpy as np
@@ -20,6 +19,7 @@ from services.model.expert_store import read_experts, read_model
 from services.model.manifest import ModelManifest
 from services.model.tensor_files import safetensors_chunks
 from tests.unit.pico import pico_tasks, write_pico_checkpoint
+from tests.unit.serving_builders import copied
 
 PROMPTS = [[5, 9, 11, 1], [7, 1], [20, 21, 22, 23, 1]]
 TARGETS = [[8, 9, 1], [10, 1], [1]]
@@ -50,16 +50,6 @@ def put_raw(store: BlobStore, data: bytes) -> str:
 def logits(model):
     with torch.no_grad():
         return model.teacher_forced(PROMPTS, TARGETS)
-
-
-def copied(source: BlobStore, directory: Path, digests) -> BlobStore:
-    """A worker's store, filled over the download path in small chunks."""
-    target = BlobStore(directory, 1 << 30)
-    for digest in target.missing(digests):
-        while chunk := source.read_chunk(digest, target.staged_bytes(digest), 1500):
-            target.append(digest, target.staged_bytes(digest), chunk)
-        target.commit(digest, source.size_bytes(digest))
-    return target
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])

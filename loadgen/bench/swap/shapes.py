@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer as FastTokenizer
@@ -13,58 +12,23 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from loadgen.bench.sizes import NUM_BUCKETS, Sizes
 from services.model.families import family_of
 from services.model.families.base import ExpertStack, MoeModel
 from services.model.tokenizer import Tokenizer
 
-END = 1  # token that ends an answer; its embedding is zero, so that answers never end early
+END = 1  # the token that ends an answer, as in `Sizes.config`; its embedding is zero, so that answers never end early
 FIRST_WORD = 3  # ids before it are special
 EMBEDDING_SCALE = 0.02  # small beside what blocks add, so that tokens follow from prompts instead of repeating themselves
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Encoder and decoder have `num_blocks` each, every second one sparse."""
-
-    d_model: int
-    d_ff: int
-    d_kv: int
-    num_heads: int
-    vocab_size: int
-    num_blocks: int = 12
-    num_experts: int = 32
-
-    @property
-    def num_moe_layers(self) -> int:
-        return self.num_blocks
-
-    @property
-    def expert_params(self) -> int:
-        return 2 * self.d_model * self.d_ff
-
-    def config(self) -> dict[str, object]:
-        return {
-            "model_type": "switch_transformers",
-            "architectures": ["SwitchTransformersForConditionalGeneration"],
-            "vocab_size": self.vocab_size,
-            "d_model": self.d_model,
-            "d_kv": self.d_kv,
-            "d_ff": self.d_ff,
-            "num_layers": self.num_blocks,
-            "num_decoder_layers": self.num_blocks,
-            "num_heads": self.num_heads,
-            "num_experts": self.num_experts,
-            "eos_token_id": END,
-        }
-
-
 SHAPES = {
-    "pico": Shape(d_model=32, d_ff=48, d_kv=8, num_heads=4, vocab_size=256),
-    "switch-base-32": Shape(d_model=768, d_ff=3072, d_kv=64, num_heads=12, vocab_size=32128),
+    "pico": Sizes(d_model=32, d_ff=48, d_kv=8, num_heads=4, vocab_size=256),
+    "switch-base-32": Sizes(),
 }
 
 
-def word_tokenizer(shape: Shape) -> Tokenizer:
+def word_tokenizer(shape: Sizes) -> Tokenizer:
     """One token a word, `w0` to the end of the vocabulary."""
     words = {"<pad>": 0, "</s>": END, "<unk>": 2, **{f"w{n}": n + FIRST_WORD for n in range(num_words(shape))}}
     fast = FastTokenizer(WordLevel(words, unk_token="<unk>"))
@@ -74,11 +38,11 @@ def word_tokenizer(shape: Shape) -> Tokenizer:
     return Tokenizer.from_files(files, "benchmark")
 
 
-def num_words(shape: Shape) -> int:
+def num_words(shape: Sizes) -> int:
     return shape.vocab_size - FIRST_WORD
 
 
-def random_rest(shape: Shape, seed: int) -> MoeModel:
+def random_rest(shape: Sizes, seed: int) -> MoeModel:
     """Everything but the experts; of these one a layer stands in, of zeros."""
     weights = _Rest(shape, torch.Generator().manual_seed(seed)).tensors()
     experts = [ExpertStack(_no_expert(shape), torch.zeros(shape.num_experts, dtype=torch.int64)) for _ in range(shape.num_moe_layers)]
@@ -86,14 +50,14 @@ def random_rest(shape: Shape, seed: int) -> MoeModel:
     return family_of(config).assemble(config, weights, experts)
 
 
-def random_experts(shape: Shape, layer: int, seed: int) -> Mapping[str, Tensor]:
+def random_experts(shape: Sizes, layer: int, seed: int) -> Mapping[str, Tensor]:
     """All original experts of one layer, (num_experts, *matrix_shape) bfloat16 each; seeded by layer, so that layers can be made alone."""
     generator = torch.Generator().manual_seed(1000 * (seed + 1) + layer)
     sizes = {"wi": (shape.d_ff, shape.d_model), "wo": (shape.d_model, shape.d_ff)}
     return {name: _normal((shape.num_experts, *size), size[1] ** -0.5, generator) for name, size in sizes.items()}
 
 
-def _no_expert(shape: Shape) -> dict[str, Tensor]:
+def _no_expert(shape: Sizes) -> dict[str, Tensor]:
     sizes = {"wi": (1, shape.d_ff, shape.d_model), "wo": (1, shape.d_model, shape.d_ff)}
     return {name: torch.zeros(size, dtype=torch.bfloat16) for name, size in sizes.items()}
 
@@ -103,7 +67,7 @@ def _normal(size: tuple[int, ...], scale: float, generator: torch.Generator) -> 
 
 
 class _Rest:
-    def __init__(self, shape: Shape, generator: torch.Generator) -> None:
+    def __init__(self, shape: Sizes, generator: torch.Generator) -> None:
         self._shape = shape
         self._generator = generator
 
@@ -113,7 +77,7 @@ class _Rest:
         shared[END] = 0
         made = {"shared": shared}
         for stack in ("encoder", "decoder"):
-            made[f"{stack}.position_bias"] = _normal((32, shape.num_heads), 1.0, self._generator)
+            made[f"{stack}.position_bias"] = _normal((NUM_BUCKETS, shape.num_heads), 1.0, self._generator)
             made[f"{stack}.final_norm"] = self._norm()
             for index in range(shape.num_blocks):
                 made |= {f"{stack}.{index}.{part}": tensor for part, tensor in self._block(stack, index).items()}
@@ -121,7 +85,7 @@ class _Rest:
 
     def _block(self, stack: str, index: int) -> dict[str, Tensor]:
         shape = self._shape
-        inner = shape.num_heads * shape.d_kv
+        inner = shape.inner
         block = {
             "norm": self._norm(),
             "self.norm": self._norm(),

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loadgen.bench.swap.shapes import SHAPES, Shape, num_words, random_experts, random_rest, word_tokenizer
+from loadgen.bench.sizes import Sizes
+from loadgen.bench.swap.shapes import SHAPES, num_words, random_experts, random_rest, word_tokenizer
 from services.core.merging.plan import make_plan
 from services.core.merging.recipes import PAPER
 from services.core.merging.values import BaseProfiles, Budget, MergePlan
@@ -90,14 +91,14 @@ def plans_of(profiles: BaseProfiles, mixes: Sequence[Mapping[str, float]], budge
     return plans
 
 
-def _budget(shape: Shape, rest: MoeModel, fraction: float) -> Budget:
+def _budget(shape: Sizes, rest: MoeModel, fraction: float) -> Budget:
     expert_bytes = BYTES_PER_PARAM * shape.expert_params
     num_kept = round(fraction * shape.num_moe_layers * shape.num_experts)
     rest_bytes = non_expert_bytes(rest)
     return Budget(rest_bytes + num_kept * expert_bytes, rest_bytes, (expert_bytes,) * shape.num_moe_layers)
 
 
-def _write_groups(builder: Builder, shape: Shape, plans: Sequence[MergePlan], seed: int, tell: Tell) -> dict[GroupKey, BlobRef]:
+def _write_groups(builder: Builder, shape: Sizes, plans: Sequence[MergePlan], seed: int, tell: Tell) -> dict[GroupKey, BlobRef]:
     """Every group of any plan, once."""
     written: dict[GroupKey, BlobRef] = {}
     for layer in range(shape.num_moe_layers):
@@ -140,7 +141,7 @@ def _blobs_of(plan: MergePlan, written: Mapping[GroupKey, BlobRef], rest_blob: B
 
 
 def _manifest(
-    builder: Builder, shape: Shape, rest: MoeModel, mix: Mapping[str, float], plan: MergePlan, blobs: tuple[BlobRef, ...], number: int
+    builder: Builder, shape: Sizes, rest: MoeModel, mix: Mapping[str, float], plan: MergePlan, blobs: tuple[BlobRef, ...], number: int
 ) -> ModelManifest:
     rest_bytes, expert_bytes = non_expert_bytes(rest), BYTES_PER_PARAM * shape.expert_params
     num_experts = shape.num_moe_layers * shape.num_experts
@@ -170,7 +171,7 @@ def _manifest(
 
 
 def _with_answers(
-    builder: Builder, shape: Shape, tokenizer: Tokenizer, manifests: Sequence[ModelManifest], seed: int
+    builder: Builder, shape: Sizes, tokenizer: Tokenizer, manifests: Sequence[ModelManifest], seed: int
 ) -> list[ModelManifest]:
     """Each with what the version itself answers, read back from its blobs as a worker does."""
     rng = np.random.default_rng(seed)
@@ -184,7 +185,7 @@ def _with_answers(
     return checked
 
 
-def _json(shape: Shape) -> str:
+def _json(shape: Sizes) -> str:
     import json
 
     return json.dumps(shape.config())

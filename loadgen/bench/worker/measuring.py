@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from loadgen.bench import machine
+from loadgen.bench.sizes import Sizes
 from loadgen.bench.worker import ours, rival
 from loadgen.bench.worker.figures import LimitFigures, MergedFigures, ProcessorFigures, StaticFigures, WorkerFigures
 from loadgen.bench.worker.lengths import BenchTask, Lengths
 from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_entropy
-from loadgen.bench.worker.models import Sizes, merged, random_model, transformers_model
+from loadgen.bench.worker.models import merged, random_model, transformers_model
 from services.model.families.base import ModelShape, MoeModel
 from services.model.memory import unique_bytes
 

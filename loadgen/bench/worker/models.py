@@ -1,60 +1,22 @@
 """A Switch Transformers model with random weights, for the worker's engine and for transformers: both over the same tensors.
 
-Sizes are those of google/switch-base-32; weights are drawn as transformers would (its `initializer_factor` of 1), a seed makes them equal
+Weights are drawn as transformers would (its `initializer_factor` of 1), a seed makes them equal
 in every dtype up to rounding. The end token is none, so that answers have the lengths that they are told to have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from loadgen.bench.sizes import NUM_BUCKETS, Sizes
 from services.model.families.base import ExpertStack
 from services.model.families.switch import FAMILY, SwitchModel
 
 NO_TOKEN = -1
-NUM_BUCKETS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Every second block is sparse."""
-
-    d_model: int = 768
-    d_ff: int = 3072
-    d_kv: int = 64
-    num_heads: int = 12
-    num_blocks: int = 12  # of each stack
-    num_experts: int = 32
-    vocab_size: int = 32128
-
-    @property
-    def inner(self) -> int:
-        return self.num_heads * self.d_kv
-
-    @property
-    def config(self) -> dict[str, object]:
-        """As `config.json`; expert capacity is left to transformers."""
-        return {
-            "model_type": "switch_transformers",
-            "vocab_size": self.vocab_size,
-            "d_model": self.d_model,
-            "d_kv": self.d_kv,
-            "d_ff": self.d_ff,
-            "num_layers": self.num_blocks,
-            "num_decoder_layers": self.num_blocks,
-            "num_sparse_encoder_layers": self.num_blocks // 2,
-            "num_sparse_decoder_layers": self.num_blocks // 2,
-            "num_heads": self.num_heads,
-            "num_experts": self.num_experts,
-            "relative_attention_num_buckets": NUM_BUCKETS,
-            "tie_word_embeddings": True,
-            "decoder_start_token_id": 0,
-        }
 
 
 def random_model(sizes: Sizes, dtype: torch.dtype, seed: int) -> SwitchModel:
@@ -68,7 +30,7 @@ def random_model(sizes: Sizes, dtype: torch.dtype, seed: int) -> SwitchModel:
             tensors.update(_block(sizes, draw, f"{stack}.{block}", is_sparse=block % 2 == 1))
             if block % 2 == 1:
                 experts.append(_experts(sizes, draw))
-    model = FAMILY.assemble({**sizes.config, "eos_token_id": NO_TOKEN}, tensors, experts)
+    model = FAMILY.assemble({**sizes.config(), "eos_token_id": NO_TOKEN}, tensors, experts)
     assert isinstance(model, SwitchModel)
     return model
 
@@ -77,7 +39,7 @@ def transformers_model(sizes: Sizes, model: SwitchModel) -> Any:
     """transformers' own model on the memory of ours: its attention through torch's fused kernel, where it has that."""
     from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
-    config = SwitchTransformersConfig.from_dict(sizes.config)
+    config = SwitchTransformersConfig.from_dict(sizes.config())
     with torch.device("meta"):
         rival = SwitchTransformersForConditionalGeneration(config)
     tensors = model.as_written()

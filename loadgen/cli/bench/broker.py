@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, ExitCode, command, narrow_table, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, ExitCode, command, narrow_table, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
     from loadgen.bench.broker import Added, BrokerFigures, SideFigures
@@ -43,11 +43,10 @@ def broker(
     except ModuleNotFoundError as error:
         raise CommandError(f"{error.name} is not installed: pip install 'moedge[dev]'") from error
 
-    console = stderr()
     scales = tuple(n for n in SCALES if n <= most_edges)
     asked = BrokerOptions(rate, duration, rounds, edges, Pace(tokens, token_s), scales, decisions, seed)
     try:
-        figures = asyncio.run(measure(asked, kafka, redis, lambda what: console.print(f"[dim]{what}[/dim]")))
+        figures = asyncio.run(measure(asked, kafka, redis, progress()))
     except PlaceError as error:
         raise CommandError(str(error), ExitCode.UNREACHABLE) from error
     if json:

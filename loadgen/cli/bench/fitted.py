@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, command, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, command, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
     from loadgen.bench.fitted import FittedFigures, StepTime
@@ -37,10 +37,9 @@ def fitted(
 
     calibration, scored = split(tasks_or_toy(tasks, model), items)
     builder = open_builder(model_or_demo(model), calibration, dtype, device, 1, cache)
-    console = stderr()
     sizes = tuple(percent / 100 for percent in _numbers(shares, "shares"))
     counts = tuple(int(count) for count in _numbers(batches, "batches"))
-    figures = measure(builder, scored, sizes, counts, rounds, lambda what: console.print(f"[dim]{what}[/dim]"))
+    figures = measure(builder, scored, sizes, counts, rounds, progress())
     if json:
         print_json({"schema_version": 1, **asdict(figures)})
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import command, in_bytes, in_seconds, print_json, stderr, stdout, table
+from loadgen.cli.console import command, in_bytes, in_seconds, print_json, progress, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 
 if TYPE_CHECKING:
@@ -43,17 +43,16 @@ def merge(
     """
     import torch
 
-    from loadgen.bench.full_size import Sizes
     from loadgen.bench.merge import measure, remove
     from loadgen.bench.merge_figures import MergeOptions
+    from loadgen.bench.sizes import Sizes
 
     torch.set_num_threads(threads)
     sizes = Sizes(d_model, d_ff, num_heads=heads, num_blocks=blocks, num_experts=experts, vocab_size=vocabulary)
     trained = Path(model_or_demo(model))
-    console = stderr()
     figures = measure(
         MergeOptions(scratch, sizes, budget_bytes, rounds, trained, tasks_or_toy(tasks, model)),
-        lambda what: console.print(f"[dim]{what}[/dim]"),
+        progress(),
     )
     if not keep:
         remove(scratch)
@@ -77,7 +76,7 @@ def as_json(figures: MergeFigures) -> dict[str, object]:
         "prepare_peak_rss_bytes": figures.prepared.peak_rss_bytes,
         "bandwidth_bytes_per_s": figures.bandwidth_bytes_per_s,
         "machine": dict(figures.machine),
-        "sizes": asdict(figures.sizes),
+        "sizes": {**asdict(figures.sizes), "seed": figures.seed},
         "routings": routings,
     }
 
@@ -105,7 +104,7 @@ def _print(figures: MergeFigures) -> None:
     console.print(
         f"Prepared once for the base model: experts {in_seconds(prepared.experts_s)} (peak {in_bytes(prepared.peak_rss_bytes)}), "
         f"{prepared.num_pairs} pairs aligned in {in_seconds(prepared.align_s)}. "
-        f"Memory moves {in_bytes(figures.bandwidth_bytes_per_s)} a second in copies."
+        f"Memory moves {in_bytes(figures.bandwidth_bytes_per_s)} a second."
     )
     for name, routing in figures.routings.items():
         told = _routing_json(routing)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, command, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, command, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
     from loadgen.bench.simulator import SimulatorFigures
@@ -27,11 +27,7 @@ def simulator(
     except ModuleNotFoundError as error:
         raise CommandError(f"{error.name} is not installed: pip install 'moedge[dev]'") from error
 
-    console = stderr()
-
-    def tell(what: str) -> None:
-        console.print(f"[dim]{what}[/dim]")
-
+    tell = progress()
     folder = compiled_copy(tell) if compiled else None
     figures = measure(rounds, tuple(n for n in SCALES if n <= most_edges), tell, TASKS, folder)
     if json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, progress, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 
 if TYPE_CHECKING:
@@ -52,11 +52,8 @@ def swap(
         raise CommandError(f"shape: {shape!r} is unknown; known are {', '.join(sorted(SHAPES))}")
     source = Source(model_or_demo(model), tasks_or_toy(tasks, model))
     asked = SwapOptions(shape, _fractions(fractions), swaps, users, quiet_s, reserve_bytes, seed)
-    console = stderr()
 
-    def tell(what: str) -> None:
-        console.print(f"[dim]{what}[/dim]")
-
+    tell = progress()
     if curve:
         curves = {fraction: curve_of(source, fraction, swaps, seed, tell) for fraction in asked.fractions}
         print_json(curves_json(curves)) if json else _print_curves(curves)

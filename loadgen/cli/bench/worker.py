@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
     from loadgen.bench.worker.figures import WorkerFigures
@@ -42,18 +42,17 @@ def worker(
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise CommandError(f"{error.name} is not installed: pip install 'moedge[worker,dev]'") from error
+    from loadgen.bench.sizes import Sizes
     from loadgen.bench.worker.measuring import Options, measure
-    from loadgen.bench.worker.models import Sizes
 
     if width % 64 or experts % 4:
         raise CommandError("--width in multiples of 64, --experts in multiples of 4")
     if threads:
         torch.set_num_threads(threads)
-    console = stderr()
     sizes = Sizes(width, 4 * width, 64, width // 64, blocks, experts, vocabulary)
     static_sizes = (*(size for size in (2, 4, 8) if size < concurrent), concurrent)
     chosen = Options(tasks, concurrent, min(checked, tasks), static_sizes, rounds, seed=seed)
-    figures = measure(sizes, _lengths(lengths, tokenizer), chosen, lambda what: console.print(f"[dim]{what}[/dim]"))
+    figures = measure(sizes, _lengths(lengths, tokenizer), chosen, progress())
     if json:
         print_json(as_json(figures))
     else:

@@ -99,12 +99,6 @@ def _moved(table: FormErrors, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     return moved
 
 
-def plan_room_bytes(table: FormErrors, plan: MergePlan) -> int:
-    """What the experts of a plan take."""
-    place = {form: number for number, form in enumerate(table.forms)}
-    return sum(int(table.sizes_bytes[n, place[form]]) for n, layer in enumerate(plan.layers) for form in layer.forms)
-
-
 def _layer(forms: tuple[ExpertForm, ...], chosen: NDArray[np.int64], nothing: NDArray[np.float64], sent: NDArray[np.float64]) -> LayerPlan:
     """A dropped expert joins the group of the kept one that answers its tokens best, if that is better than nothing."""
     held = {expert: forms[index] for expert, index in enumerate(chosen.tolist()) if forms[index] != DROPPED}

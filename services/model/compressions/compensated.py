@@ -17,11 +17,16 @@ BITS = (8, 4, 3, 2, 1)
 
 
 def compress(evidence: Evidence, room_bytes: int, bits: int) -> Compressed:
-    sizes = [layer.num_experts * form_bytes(layer.stack, full_form(layer.stack, bits)) for layer in evidence.layers]
-    if sum(sizes) > room_bytes:
-        raise BudgetError(sum(sizes), room_bytes)
+    needed = needed_bytes(evidence, bits)
+    if needed > room_bytes:
+        raise BudgetError(needed, room_bytes)
     stacks = tuple(_layer(evidence, layer, bits) for layer in evidence.layers)
-    return Compressed(stacks, sum(sizes), f"all experts, {bits} bits")
+    return Compressed(stacks, needed, f"all experts, {bits} bits")
+
+
+def needed_bytes(evidence: Evidence, bits: int) -> int:
+    """What all experts take."""
+    return sum(layer.num_experts * form_bytes(layer.stack, full_form(layer.stack, bits)) for layer in evidence.layers)
 
 
 def _layer(evidence: Evidence, layer: LayerEvidence, bits: int) -> ExpertStack:

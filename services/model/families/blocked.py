@@ -64,18 +64,11 @@ def blocked(matrix: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(matrix, None)  # type: ignore[no-any-return]
 
 
-def stacked(matrices: Sequence[Tensor]) -> Tensor:
-    """Matrices of one shape, laid out already or not, as a stack laid out; as an ordinary one where that does not pay."""
-    if matrices[0].is_mkldnn or can_block(matrices[0]):
-        return BlockedStack([blocked(matrix) for matrix in matrices])
-    return torch.stack(list(matrices))
-
-
 def blocked_stack(stack: Tensor) -> Tensor:
-    """An ordinary stack laid out, or as it is."""
+    """An ordinary stack (num_rows, width out, width in) laid out, or as it is."""
     if isinstance(stack, BlockedStack) or not can_block(stack[0]):
         return stack
-    return stacked(stack.unbind(0))
+    return BlockedStack([blocked(matrix) for matrix in stack.unbind(0)])
 
 
 def row_of(stack: Tensor, row: int) -> Tensor:

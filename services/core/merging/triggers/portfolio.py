@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from services.core.merging.errors import OptionError
 from services.core.merging.fleet import LEAST_RATE, EdgeService, Member, fleet_cost
 from services.core.merging.mix import GRID, explain
-from services.core.merging.shift import activation_shift
+from services.core.merging.shift import activation_shift, variation
 from services.core.merging.triggers._base import Action, TriggerDecision, TriggerState
-from services.core.merging.values import Mix
+from services.core.merging.values import Mix, normalised
 from services.core.merging.windows import CountWindow
 
 STALE = 3.0  # an edge whose averages are older than so many intervals is not being checked
@@ -213,7 +213,7 @@ class Trigger:
         last_s = float(np.mean([one.last_s for one in reported]))
         usual_s = min(float(np.mean([one.usual_s for one in reported])), self.memory_s)
         chance = np.hypot(_spread(usual, last_s), _spread(usual, usual_s))
-        moved = 0.5 * float(np.abs(_shares(last) - _shares(usual)).sum())
+        moved = float(variation(*normalised(np.stack([last, usual]))[:, None])[0])
         if moved >= LEAST_MOVED and (np.abs(last - usual) > self.surprise * chance).any():
             return _Demand(last, last_s, now_s)
         return _Demand(all_, min(usual_s + last_s, self.memory_s), changed_at_s)
@@ -300,11 +300,6 @@ class Trigger:
 def _spread(rates: NDArray[np.float64], over_s: float) -> NDArray[np.float64]:
     spread: NDArray[np.float64] = np.sqrt(np.maximum(rates, 1.0 / over_s) / over_s)
     return spread
-
-
-def _shares(rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = rates / max(float(rates.sum()), LEAST_RATE)
-    return shares
 
 
 def _rates(window: CountWindow, profiles: Mapping[str, NDArray[np.float64]], over_s: float, grid: int) -> tuple[float, ...]:
