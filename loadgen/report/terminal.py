@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -19,7 +19,6 @@ _SHOWN = (
     "total quality, realised",
     "total quality, expected",
     "completion time p50 / p95 / p99",
-    "… from actual send",
     "wait prediction error p50 / p95",
     "updates",
     "bytes fetched by updates",
@@ -47,18 +46,25 @@ def print_summary(console: Console, data: Mapping[str, Any]) -> None:
 
 def _figures(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
-    table.add_row(
-        "tasks sent / completed / failed / rejected",
-        *(" / ".join(str(run["tasks"][key]) for key in ("sent", "completed", "failed", "rejected")) for run in runs.values()),
-    )
+    for first, second in (("sent", "completed"), ("failed", "rejected")):
+        table.add_row(f"tasks {first}, {second}", *(f"{run['tasks'][first]}, {run['tasks'][second]}" for run in runs.values()))
     table.add_row("realised quality (mean)", *(Text(words.number(run["mean_quality"]["realised"]), style="bold") for run in runs.values()))
     rows = {row.name: row for row in words.figures(runs)}
     for name in _SHOWN:
-        table.add_row(name, *(Text(cell, style="bold" if name == "positive cost" else "") for cell in rows[name].cells))
+        for label, cells in _one_value_each(name, rows[name].cells):
+            table.add_row(label, *(Text(cell, style="bold" if name == "positive cost" else "") for cell in cells))
     return table
+
+
+def _one_value_each(name: str, cells: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """A figure of several quantiles as a row for each, so that no cell is broken in 80 columns."""
+    labels, values = name.split(" / "), [cell.split(" / ") for cell in cells]
+    if len(labels) == 1 or any(len(of_cell) != len(labels) for of_cell in values):
+        return [(name, cells)]
+    return [(label if n == 0 else f"  {label}", [of_cell[n] for of_cell in values]) for n, label in enumerate(labels)]
 
 
 def _quality(data: Mapping[str, Any]) -> Table:
@@ -69,8 +75,8 @@ def _quality(data: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     edges = unmerged["edges"] if unmerged else {}
     for edge, arm in edges.items():
-        unfit = "" if arm["fits"] else ", too large"
-        table.add_column(f"unmerged on {edge}, {arm['bits']} bits{unfit}", justify="right", style="dim")
+        lines = ["unmerged", f"on {edge},", f"{arm['bits']} {'bit' if arm['bits'] == 1 else 'bits'}"]
+        table.add_column("\n".join(lines if arm["fits"] else [*lines[:2], f"{lines[2]},", "too large"]), justify="right", style="dim")
     types = sorted({task_type for run in runs.values() for task_type in run["quality_by_task"]})
     for task_type in types:
         cells = [run["quality_by_task"].get(task_type) for run in runs.values()]

@@ -90,4 +90,4 @@ def _of_pair(updating: Mapping[str, Any], static: Mapping[str, Any]) -> list[Ver
 def _after_drifts(run: Mapping[str, Any]) -> Verdict:
     missed = run["drifts_without_update_at_s"]
     told = f"{run['updates']} updates" if not missed else "none after the drift at " + ", ".join(f"{at_s:.0f} s" for at_s in missed)
-    return Verdict("at least one update after each drift", not missed, told)
+    return Verdict("at least one update after each drift", not missed, f"{run['name']}: {told}")

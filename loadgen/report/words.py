@@ -20,11 +20,11 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
     "quality_over_time": (
         "Quality",
         "Score of each answer against its reference (solid) and what the broker expected of the chosen edge (dotted). A "
-        "drop after a dashed line is a model merged for the mix before.",
+        "drop after a dashed line is a version built for the mix before.",
     ),
     "quality_per_task_and_edge": (
         "Quality by task type and edge",
-        "Mean score of the answers that each edge gave. A merged model knows best what it was merged for; the broker "
+        "Mean score of the answers that each edge gave. A version knows best what it was built for; the broker "
         "sends tasks where they are answered well.",
     ),
     "activation_heat_maps": (
@@ -124,7 +124,7 @@ def tiles(data: Mapping[str, Any]) -> list[Tile]:
             "updates while serving",
             str(main["updates"]),
             f"longest stall {seconds(swap['stall_p99_s'])}, {share(shipped)} of the bytes shipped" if swap["count"] else "no swap report",
-            "Edges that took a newly merged model; the stall is how long a batch loop stood still.",
+            "Edges that took a newly built version; the stall is how long a batch loop stood still.",
         ),
     ]
 
@@ -175,7 +175,7 @@ def figures(runs: Mapping[str, Mapping[str, Any]]) -> list[FigureRow]:
         row("inference time p50 / p95", lambda r: _two(r["inference_s"], "p95"), "Model compute for a task, as the worker measured it."),
         row("wait prediction error p50 / p95", lambda r: _two(r["wait_prediction_error_s"], "p95"), "|predicted − observed| queue wait."),
         row("decision time p50 / p99", lambda r: _two(r["decision_s"], "p99"), "What the broker spent on choosing an edge."),
-        row("updates", lambda r: str(r["updates"]), "Newly merged models taken while serving."),
+        row("updates", lambda r: str(r["updates"]), "Newly built versions taken while serving."),
         row("updates without reason", lambda r: str(r["updates_without_reason"]), "No mix change since that edge's last update."),
         row(
             "bytes fetched by updates",
