@@ -11,7 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_SCRIPT = "import sys; from loadgen.bench.simulator import EDGES, ours_s; print(ours_s(EDGES, int(sys.argv[1])))"
+_SCRIPT = """
+import sys
+from loadgen.bench.simulator import EDGES, is_compiled, ours_s
+if not is_compiled():
+    sys.exit("sources were measured instead of the compiled copy")
+print(ours_s(EDGES, int(sys.argv[1])))
+"""
 
 
 def compiled_copy(tell: Callable[[str], None]) -> Path | None:
@@ -30,13 +36,11 @@ def compiled_copy(tell: Callable[[str], None]) -> Path | None:
 
 
 def compiled_s(folder: Path, num_tasks: int) -> float:
-    """CPU seconds for one task, as `simulator.ours_s`."""
+    """CPU seconds for one task, as `simulator.ours_s`. Raises where anything but compiled code would be measured."""
     search = os.pathsep.join([str(folder), str(folder / "proto")])
-    run = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(num_tasks)],
-        env={**os.environ, "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", _SCRIPT, str(num_tasks)]
+    # The working directory is searched before PYTHONPATH.
+    run = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{folder}: {run.stderr.strip()}")
     return float(run.stdout)

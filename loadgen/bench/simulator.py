@@ -78,7 +78,7 @@ def measure(
         tell(f"{num_edges} edges")
         told[num_edges] = ours_s(num_edges, max(num_tasks // 2, TASKS_PER_EDGE * num_edges))
     return SimulatorFigures(
-        compiled=not str(simulation.__file__).endswith(".py"),
+        compiled=is_compiled(),
         num_edges=EDGES,
         tasks_per_s=statistics.median(ours),
         slowest=min(ours),
@@ -90,6 +90,10 @@ def measure(
         task_s_by_edges=told,
         compiled_tasks_per_s=statistics.median(compiled) if compiled else None,
     )
+
+
+def is_compiled() -> bool:
+    return not str(simulation.__file__).endswith(".py")
 
 
 def made(num_edges: int, num_tasks: int) -> Scenario:

@@ -62,19 +62,19 @@ def _print(figures: SimulatorFigures) -> None:
         ("ONTO without updates", f"{figures.without_updates:,.0f}", ""),
         ("round robin without updates", f"{figures.round_robin:,.0f}", ""),
         (
-            "SimPy, the same engine decides: ONTO without updates",
+            "SimPy, same engine: ONTO without updates",
             f"{figures.simpy_onto_tasks_per_s:,.0f}",
-            f"ours without updates is {figures.ratio_simpy_onto:.2f} of it",
+            f"ours without updates: {figures.ratio_simpy_onto:.2f} x",
         ),
         (
-            "SimPy, nothing decides or predicts: servers in turn",
+            "SimPy, nothing decides: servers in turn",
             f"{figures.simpy_tasks_per_s:,.0f}",
-            f"ours with everything is {figures.ratio_simpy:.2f} of it",
+            f"ours with everything: {figures.ratio_simpy:.2f} x",
         ),
     ]
     if figures.compiled_tasks_per_s is not None:
         faster = figures.compiled_tasks_per_s / figures.tasks_per_s
-        rows.insert(1, ("the same, compiled (make compiled)", f"{figures.compiled_tasks_per_s:,.0f}", f"{faster:.2f} of as installed"))
+        rows.insert(1, ("the same, compiled (make compiled)", f"{figures.compiled_tasks_per_s:,.0f}", f"{faster:.2f} x as installed"))
     console.print(
         table(
             f"{figures.num_edges} edges, on one core, {'compiled' if figures.compiled else 'as installed'} where nothing else is said",
