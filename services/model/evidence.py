@@ -17,7 +17,7 @@ from services.core.merging.values import BaseProfiles, Frequencies, LayerStatist
 from services.model.alignment import Aligned, align
 from services.model.checkpoint import BaseModel
 from services.model.families.base import ExpertStack, ModelShape, MoeModel
-from services.model.families.layers import Expert
+from services.model.families.layers import Activation, Expert
 from services.model.recorder import GramRecorder
 from services.model.recovery import Example
 
@@ -147,9 +147,10 @@ def outputs(rule: Expert, weights: Mapping[str, Tensor], inputs: Tensor) -> tupl
     """What one expert makes of `inputs` (num_tokens, d_model), and the input of each of its matrices, in the order of their use."""
     seen: dict[str, Tensor] = {}
 
-    def product(part: Tensor, name: str) -> Tensor:
+    def product(part: Tensor, name: str, activation: Activation | None) -> Tensor:
         seen[name] = part
-        return part @ weights[name].T
+        made = part @ weights[name].T
+        return made if activation is None else activation(made)
 
     return rule(product, inputs), seen
 

@@ -11,7 +11,7 @@ from services.model.checkpoint import read_base
 from services.model.expert_store import read_experts, read_model
 from services.model.families import blocked
 from services.model.families.blocked import BlockedStack, blocked_stack, row_of
-from services.model.families.layers import apply_experts, linear, mixed_experts, plain_expert
+from services.model.families.layers import ACTIVATIONS, apply_experts, linear, mixed_experts, plain_expert
 from services.model.families.switch import SwitchFamily
 from services.model.memory import held_bytes, unique_bytes
 from tests.unit.pico import pico_tasks, write_pico_checkpoint
@@ -48,11 +48,18 @@ def test_a_matrix_laid_out_multiplies_as_before_and_comes_back_bit_for_bit(dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 3, 40])
+def test_a_product_rectified_in_the_same_call_is_to_the_next_what_one_rectified_after_it_is(dtype, num_tokens):
+    first, second, x = blocked.blocked(drawn(48, 32, dtype=dtype)), blocked.blocked(drawn(32, 48, dtype=dtype)), drawn(num_tokens, 32)
+    assert torch.equal(linear(linear(x, first, ACTIVATIONS["relu"]), second), linear(torch.relu(linear(x, first)), second))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 30])
 def test_experts_laid_out_give_what_stacked_ones_give(dtype, num_tokens):
     weights = {"wi": drawn(5, 24, 32, dtype=dtype), "wo": drawn(5, 32, 24, dtype=dtype)}
     laid_out = {name: blocked_stack(weight) for name, weight in weights.items()}
-    rule, x, rows = plain_expert(torch.relu), drawn(num_tokens, 32), torch.arange(num_tokens) % 4
+    rule, x, rows = plain_expert(ACTIVATIONS["relu"]), drawn(num_tokens, 32), torch.arange(num_tokens) % 4
     shares = torch.full((num_tokens, 2), 0.5)
     atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.5, 0.05)
     with torch.no_grad():

@@ -9,13 +9,13 @@ from services.core.merging.values import ExpertForm
 from services.model.alignment import hidden_axis
 from services.model.evidence import ExpertTokens, outputs
 from services.model.families.base import ExpertStack
-from services.model.families.layers import ACTIVATIONS, Expert, plain_expert
+from services.model.families.layers import ACTIVATIONS, Expert, gated_expert, plain_expert
 from services.model.fitting import LayerFitter, form_bytes, least_squares
 from services.model.narrowing import units_by_need
 
 NUM_EXPERTS, D_MODEL, D_FF = 3, 16, 24
 PLAIN = plain_expert(ACTIVATIONS["relu"])
-GATED: Expert = lambda product, x: product(torch.nn.functional.silu(product(x, "gate")) * product(x, "up"), "wo")  # noqa: E731
+GATED = gated_expert(ACTIVATIONS["silu"])
 
 
 def make_stack(*names: str, seed: int = 0) -> ExpertStack:

@@ -69,8 +69,13 @@ def test_gated_experts_of_three_matrices_run_packed_too():
     packed = PackedWeights({layout: layout.record(expert).unsqueeze(0)})
     x = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(0))
     rule = gated_expert(ACTIVATIONS["silu"])
+
+    def product(part, name, activation):
+        made = part @ expert[name].unpacked().T
+        return made if activation is None else activation(made)
+
     with torch.inference_mode():
-        exact = rule(lambda part, name: part @ expert[name].unpacked().T, x)
+        exact = rule(product, x)
         torch.testing.assert_close(apply_experts(x, torch.zeros(3, dtype=torch.int64), packed, rule), exact, atol=1e-4, rtol=1e-4)
 
 

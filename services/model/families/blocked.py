@@ -79,3 +79,8 @@ def row_of(stack: Tensor, row: int) -> Tensor:
 def product(x: Tensor, matrix: Tensor) -> Tensor:
     """`x @ matrix.T`, in their common dtype."""
     return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")  # type: ignore[no-any-return]
+
+
+def rectified_product(x: Tensor, matrix: Tensor) -> Tensor:
+    """`relu(x @ matrix.T)`, in one call."""
+    return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "relu", [], "")  # type: ignore[no-any-return]

@@ -236,11 +236,11 @@ class DecoderModel:
         def added(tokens: Tensor) -> Tensor:
             x = rms_norm(tokens, block["norm"], self._config.eps)
             if "router" not in block:
-                return self._expert(lambda part, name: linear(part, block[name]), x)
+                return self._expert(lambda part, name, activation: linear(part, block[name], activation), x)
             mixed = self._mixture(block["router"], moe_layer, x, recorder)
             if "shared.share" not in block:
                 return mixed
-            shared = self._expert(lambda part, name: linear(part, block[f"shared.{name}"]), x)
+            shared = self._expert(lambda part, name, activation: linear(part, block[f"shared.{name}"], activation), x)
             return mixed + linear(x, block["shared.share"]).sigmoid() * shared
 
         return added

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from services.model.errors import PromptError
-from services.model.families.blocked import BlockedStack, product, row_of
+from services.model.families.blocked import BlockedStack, product, rectified_product, row_of
 from services.model.families.packed_weights import PackedWeights
 
 Activation = Callable[[Tensor], Tensor]
-Product = Callable[[Tensor, str], Tensor]  # hidden states times the expert's matrix of that name, (..., width in) to (..., width out)
+# Hidden states times the expert's matrix of that name, (..., width in) to (..., width out), and the activation of that, if any.
+Product = Callable[[Tensor, str, Activation | None], Tensor]
 Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by its matrix products; it may not mix tokens
 
 LEAST_SPREAD = 8  # tokens that prompts may differ by and still attend in one call
@@ -34,21 +35,23 @@ ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "gelu_new"
 
 def plain_expert(activation: Activation) -> Expert:
     """`wo act(wi x)`."""
-    return lambda product, x: product(activation(product(x, "wi")), "wo")
+    return lambda product, x: product(product(x, "wi", activation), "wo", None)
 
 
 def gated_expert(activation: Activation) -> Expert:
     """`wo (act(gate x) * up x)` (Shazeer 2020, GLU variants)."""
-    return lambda product, x: product(activation(product(x, "gate")) * product(x, "up"), "wo")
+    return lambda product, x: product(product(x, "gate", activation) * product(x, "up", None), "wo", None)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` in the dtype the weight is stored in; the result is float32."""
-    if weight.is_mkldnn:
-        return product(x.to(weight.dtype), weight).float()
-    if weight.dtype == torch.float32:
-        return F.linear(x, weight)
-    return F.linear(x.to(weight.dtype), weight).float()
+def linear(x: Tensor, weight: Tensor, activation: Activation | None = None) -> Tensor:
+    """`activation(x @ weight.T)`, the product in the dtype the weight is stored in; the result is float32.
+
+    But rectified it may stay in that dtype, since rounding it is the same before and after: the next product gets the same bits.
+    """
+    if weight.is_mkldnn and activation is F.relu:
+        return rectified_product(x.to(weight.dtype), weight)
+    made = product(x.to(weight.dtype), weight) if weight.is_mkldnn else F.linear(x.to(weight.dtype), weight)
+    return made.float() if activation is None else activation(made.float())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -201,7 +204,12 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
     counts = torch.bincount(rows, minlength=_num_kept(weights))
     if not _are_blocked(weights) and all(_has_grouped_product(weight) for weight in weights.values()):
         ends = counts.cumsum(0).to(torch.int32)
-        return expert(lambda part, name: F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype), x)
+
+        def grouped(part: Tensor, name: str, activation: Activation | None) -> Tensor:
+            made = F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype)
+            return made if activation is None else activation(made)
+
+        return expert(grouped, x)
     return _one_product_an_expert(x, counts, weights, expert)
 
 
@@ -233,7 +241,12 @@ def _gathered(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
 
 def _multiplied(x: Tensor, chosen: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """Each token through an expert of its own, (num_tokens, width out, width in) each."""
-    return expert(lambda part, name: torch.bmm(chosen[name], part), x.unsqueeze(2)).squeeze(2)
+
+    def one_by_one(part: Tensor, name: str, activation: Activation | None) -> Tensor:
+        made = torch.bmm(chosen[name], part)
+        return made if activation is None else activation(made)
+
+    return expert(one_by_one, x.unsqueeze(2)).squeeze(2)
 
 
 def _has_grouped_product(weight: Tensor) -> bool:
@@ -245,9 +258,9 @@ def _has_grouped_product(weight: Tensor) -> bool:
 
 def _one_product_an_expert(x: Tensor, counts: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """As `_in_order`; `counts` (num_kept,) tokens each."""
-    parts = torch.split(x, counts.tolist())
+    parts = torch.split(x.to(next(iter(weights.values())).dtype), counts.tolist())
     outputs = [
-        expert(lambda part, name: linear(part, row_of(weights[name], row)), part)  # noqa: B023
+        expert(lambda part, name, activation: linear(part, row_of(weights[name], row), activation), part)  # noqa: B023
         for row, part in enumerate(parts)
         if part.shape[0]
     ]

@@ -296,7 +296,7 @@ class SwitchModel:
         if block.router is None:
             assert block.wi is not None
             assert block.wo is not None
-            return linear(self._activation(linear(x, block.wi)), block.wo)
+            return linear(linear(x, block.wi, self._activation), block.wo)
         bias = None if block.router.bias is None else block.router.bias.float()
         logits = F.linear(x, block.router.weight.float(), bias)
         probability, chosen = logits.softmax(-1).max(-1)
