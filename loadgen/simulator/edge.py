@@ -1,7 +1,7 @@
 """The physics of one edge server: a queue and a batch whose steps take time. Decides nothing.
 
-As the worker's batch loop does: at a step boundary finished tasks leave, waiting ones fill the free slots, their prompts are read
-(which halts all), then every running task gets a token a step. Only boundaries at which something changes are looked at.
+As the worker's batch loop does: at a step boundary finished tasks leave, waiting ones fill the free slots when reading their prompts is
+due (it halts all), then every running task gets a token a step. Only boundaries at which something changes are looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loadgen.simulator.model import SimulatedVersion
+from services.core.admission import Admission
 from services.core.offload.values import Link, StepTimes
 from services.core.runtimes import Effect
 
@@ -39,6 +40,7 @@ class TaskRuntime(Protocol):
 
 class Edge:
     __slots__ = (
+        "_admission",
         "_anchor_s",
         "_anchor_step",
         "_output_tokens",
@@ -82,6 +84,7 @@ class Edge:
         self._anchor_s = 0.0  # when `_anchor_step` steps were done and the next began
         self._anchor_step = 0
         self._step_s = 0.0
+        self._admission = Admission()
 
     def copy(self) -> Edge:
         """As it is now, without what its server does to tasks beyond computing them."""
@@ -89,6 +92,7 @@ class Edge:
         other.queue, other._running = self.queue.copy(), self._running.copy()
         other.admitting, other.available_at_s, other.turn_at_s = self.admitting, self.available_at_s, self.turn_at_s
         other._anchor_s, other._anchor_step, other._step_s = self._anchor_s, self._anchor_step, self._step_s
+        other._admission = self._admission.copy()
         return other
 
     @property
@@ -122,9 +126,11 @@ class Edge:
         ended = []
         while running and running[0][0] <= step:
             ended.append(heapq.heappop(running)[1])
+        times, admission = self.site.step_times, self._admission
         begun: list[int] = []
-        if self.admitting:
-            while self.queue and len(running) < self.site.max_batch:
+        num_admissible = min(len(self.queue), self.site.max_batch - len(running)) if self.admitting else 0
+        if admission.admits(num_admissible, len(running), times.prefill_base_s, now_s):
+            for _ in range(num_admissible):
                 task = self.queue.popleft()
                 begun.append(task)
                 heapq.heappush(running, (step + self._output_tokens[task], task))
@@ -132,7 +138,6 @@ class Edge:
         if not running:
             self.turn_at_s = math.inf
             return ended, begun
-        times = self.site.step_times
         self._anchor_s = now_s
         if begun:
             self._anchor_s += times.prefill_base_s + times.prefill_token_s * sum(self._prompt_tokens[task] for task in begun)
@@ -140,5 +145,8 @@ class Edge:
                 self.effects = [self.runtime.begin(task) for task in begun]
                 self._anchor_s += sum(effect.extra_s for effect in self.effects)
         self._step_s = times.step_base_s + times.step_row_s * len(running)
-        self.turn_at_s = self._anchor_s + (running[0][0] - step) * self._step_s
+        num_steps = running[0][0] - step
+        if num_admissible and not begun and self._step_s > 0.0:
+            num_steps = min(num_steps, max(math.ceil(admission.due_in_s(times.prefill_base_s) / self._step_s), 1))
+        self.turn_at_s = self._anchor_s + num_steps * self._step_s
         return ended, begun

@@ -166,6 +166,11 @@ class BatchEngine:
         return len(self._queue)
 
     @property
+    def num_admissible(self) -> int:
+        """Tasks that wait and for which there is a slot."""
+        return min(len(self._queue), self._max_batch - self.num_running) if self._admitting else 0
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return self.num_running > 0 or (self._admitting and bool(self._queue))
@@ -232,11 +237,11 @@ class BatchEngine:
                 lane.num_ended = 0
         return taken
 
-    def step(self) -> list[GenEvent]:
+    def step(self, admits: bool = True) -> list[GenEvent]:
         """Admit what fits, read the admitted prompts as one batch a version, then decode one token of every running task."""
         events: list[GenEvent] = []
         started_at_s = time.perf_counter()
-        num_prompts, prefill_tokens = self._admit(events)
+        num_prompts, prefill_tokens = self._admit(events) if admits else (0, 0)
         decoding_at_s = time.perf_counter()
         num_rows = self.num_running
         num_versions = self._decode_all(events)
@@ -249,9 +254,8 @@ class BatchEngine:
 
     def _admit(self, events: list[GenEvent]) -> tuple[int, int]:
         admitted: dict[str, list[int]] = {}
-        free = self._max_batch - self.num_running if self._admitting else 0
         num_tokens = 0
-        while self._queue and free > 0:
+        for _ in range(self.num_admissible):
             task = self._queue.popleft()
             lane = self._lanes[task.version or self.version]
             slot = lane.free_slot()
@@ -259,7 +263,6 @@ class BatchEngine:
             admitted.setdefault(lane.version, []).append(slot)
             events.append(Started(task.task_id, lane.version))
             num_tokens += len(task.prompt_ids)
-            free -= 1
         for version, slots in admitted.items():
             self._prefill(self._lanes[version], slots, events)
         return sum(map(len, admitted.values())), num_tokens

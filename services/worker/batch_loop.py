@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from services.core.admission import Admission
 from services.model.generation import BatchEngine, Finished, GenEvent, GenTask, Started, StepTiming, VersionGoneError
 from services.runtime.clock import Clock
 from services.runtime.status import RpcFailure, draining, failed_precondition, internal, queue_full
@@ -80,6 +81,7 @@ class BatchLoop:
         self._max_tasks = max_batch + max_queue
         self._device = device
         self._owed_s = 0.0
+        self._admission = Admission()
         self._tickets: dict[str, Ticket] = {}
         self._submitted: list[GenTask] = []
         self._cancelled: list[str] = []
@@ -263,7 +265,9 @@ class BatchLoop:
         step_at_s = self._clock.now_s()
         if not self._engine.has_work:
             return _Turn([], gone, StepTiming(), step_at_s - entered_at_s, step_at_s, self._engine.versions)
-        events = self._engine.step()
+        prefill_base_s, _ = self.step_times.prefill.line()
+        admits = self._admission.admits(self._engine.num_admissible, self._engine.num_running, prefill_base_s, step_at_s)
+        events = self._engine.step(admits)
         return _Turn(events, gone, self._engine.timing, step_at_s - entered_at_s, step_at_s, self._engine.versions)
 
     async def _emulate(self, turn: _Turn) -> None:

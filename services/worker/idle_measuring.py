@@ -12,7 +12,7 @@ from services.runtime.clock import Clock
 from services.worker.batch_loop import BatchLoop
 from services.worker.emulation import Device
 from services.worker.updates import Updater
-from services.worker.warm_up import PROMPT_TOKENS
+from services.worker.warm_up import PROMPT_TOKENS, prompts_over
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # until the next look: longer and longer while the edge agrees with itself
 AGREES_WITHIN = 1.2  # times as fast or as slow
@@ -65,11 +65,11 @@ class IdleMeasuring:
         """On the batch thread: prefills of some lengths, then one step."""
         model, slots = engine.model, list(range(num_rows))
         cache = model.new_cache(num_rows)
-        token = min(2, model.shape.vocab_size - 1)
         samples: list[Sample] = []
         for num_tokens in self._prompt_tokens:
+            prompts = prompts_over(model.shape.vocab_size, num_rows, num_tokens)
             began_at_s = time.perf_counter()
-            model.prefill(cache, slots, [[token] * num_tokens for _ in slots])
+            model.prefill(cache, slots, prompts)
             read_tokens = num_tokens * num_rows
             samples.append((float(read_tokens), self._device.prefill_s(read_tokens, time.perf_counter() - began_at_s)))
         began_at_s = time.perf_counter()

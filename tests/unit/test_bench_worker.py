@@ -87,7 +87,7 @@ def test_the_limit_counts_weights_touched_and_operations_of_every_call(model):
         recorders.append(CallRecorder(shape))
         return recorders[-1]
 
-    ours.run(model, [BenchTask("a", (5, 9, 11, 1), 2)], 1, new_recorder)
+    ours.run(model, [BenchTask("a", (5, 9, 11, 1), 2)], 1, new_recorder=new_recorder)
     calls = recorders[0].calls
     assert [(call.is_prefill, call.num_tokens) for call in calls] == [(True, 4), (False, 1), (False, 1)]
     assert [call.num_experts_hit for call in calls[1:]] == [2, 2]

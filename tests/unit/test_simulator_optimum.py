@@ -157,8 +157,8 @@ def test_the_oracle_predicts_to_the_instant_where_nothing_comes_after(seed):
             undisturbed.append(n)
     assert len(undisturbed) >= 12
     assert outcome.predicted_completion_time_s[undisturbed] == pytest.approx(took_s[undisturbed], abs=1e-9)
-    others = np.setdiff1d(np.arange(len(load)), undisturbed)
-    assert (took_s[others] >= outcome.predicted_completion_time_s[others] - 1e-9).all()
+    others = np.setdiff1d(np.arange(len(load)), undisturbed)  # some gain: with company their prompts are read sooner
+    assert took_s[others].mean() > 1.05 * outcome.predicted_completion_time_s[others].mean()
 
 
 def test_the_oracle_costs_less_than_onto_that_learns():

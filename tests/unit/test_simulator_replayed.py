@@ -136,7 +136,7 @@ def test_another_physics_than_the_runs_is_not_mistaken_for_it():
     run, _ = made_run()
     never = replace(run, merging=merge_rules({"trigger": "never"}))
     assert predict(never, demo(), "never", range(2), quiet).total_quality.error < -0.05
-    slow = tuple(replace(task, inference_s=1.5 * task.inference_s) for task in run.finished)
+    slow = tuple(replace(task, inference_s=2.0 * task.inference_s) for task in run.finished)
     assert predict(replace(run, finished=slow), demo(), "jtom", range(2), quiet).process_time_s.error > 0.15
 
 

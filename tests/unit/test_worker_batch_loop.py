@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -40,6 +41,7 @@ class Faulty:
         self.failures = 0
         self.step_s = 0.0
         self.pause_s = 0.0  # of the next step alone
+        self.shape = model.shape
 
     def __getattr__(self, name):
         return getattr(self._model, name)
@@ -177,3 +179,22 @@ async def test_an_emptied_loop_keeps_its_queue_until_a_model_is_back(pico):
         finished = await ended(waiting)
         assert isinstance(finished, Finished)
         assert finished.version == "v2"
+
+
+async def test_prompts_wait_for_company_where_reading_halts_another_and_others_come_often(pico):
+    model = Faulty(pico)
+    model.shape = replace(pico.shape, eos_token_ids=())
+    async with running(model, max_batch=3, stated=StepTimes(0.05, 0.0, 0.3, 0.0)) as loop:
+        now_s = SystemClock().now_s()
+        for n in range(100):  # learned before: a task comes every 0.1 s
+            loop._admission.admits(1, 0, 0.3, now_s + 0.1 * (n - 100))
+        long = loop.submit(make_task("a", 40))
+        while long.started_at_s is None:
+            await loop.next_turn()
+        first = loop.submit(make_task("b", 1))
+        await loop.next_turn()
+        await loop.next_turn()
+        assert first.started_at_s is None
+        second = loop.submit(make_task("c", 1))
+        await asyncio.gather(ended(first), ended(second))
+        assert first.started_at_s == second.started_at_s

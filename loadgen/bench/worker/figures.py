@@ -73,6 +73,7 @@ class WorkerFigures:
     fastest: float
     prefill_share: float  # of the time
     num_steps: int
+    num_prefills: int
     first_token: Percentiles
     between_tokens: Percentiles
     completion: Percentiles

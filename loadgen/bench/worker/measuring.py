@@ -19,6 +19,9 @@ from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_
 from loadgen.bench.worker.models import merged, random_model, transformers_model
 from services.model.families.base import ModelShape, MoeModel
 from services.model.memory import unique_bytes
+from services.worker.emulation import Device
+from services.worker.step_times import StepTimesFit
+from services.worker.warm_up import PROMPT_TOKENS, warm_up
 
 Tell = Callable[[str], None]
 
@@ -93,12 +96,15 @@ class _Contest:
         self._oracle: list[rival.RivalRun] = []
         self._alone: list[rival.RivalRun] = []
         self._recorders: list[CallRecorder] = []
+        self._base_s = self._merged_base_s = 0.0
 
     def run(self) -> None:
         """What is run first warms up and counts what is hit; then every static batch once, and the best of them in every round."""
         self._tell("bfloat16: first runs, not timed")
-        ours.run(self._model, self._tasks, self._options.num_concurrent, self._new_recorder)
-        ours.run(self._merged, self._tasks[: self._options.num_concurrent], self._options.num_concurrent)
+        most = self._options.num_concurrent
+        self._base_s, self._merged_base_s = (prefill_base_s(model, most) for model in (self._model, self._merged))
+        ours.run(self._model, self._tasks, most, self._base_s, self._new_recorder)
+        ours.run(self._merged, self._tasks[:most], most, self._merged_base_s)
         rival.run(self._rival, self._tasks[:2], 2)
         for order in rival.ORDERS:
             for size in self._options.static_sizes:
@@ -133,6 +139,7 @@ class _Contest:
             fastest=max(each.tokens_per_s for each in self._ours),
             prefill_share=run.prefill_s / run.wall_s,
             num_steps=run.num_steps,
+            num_prefills=run.num_prefills,
             first_token=ours.percentiles(run.first_token_s),
             between_tokens=ours.percentiles(run.between_tokens_s),
             completion=ours.percentiles(run.completion_s),
@@ -160,9 +167,9 @@ class _Contest:
 
     def _run_round(self) -> None:
         most = self._options.num_concurrent
-        self._ours.append(ours.run(self._model, self._tasks, most))
+        self._ours.append(ours.run(self._model, self._tasks, most, self._base_s))
         self._run_static(*self._best())
-        self._of_merged.append(ours.run(self._merged, self._tasks, most))
+        self._of_merged.append(ours.run(self._merged, self._tasks, most, self._merged_base_s))
         self._alone.append(rival.run(self._rival, self._tasks, 1))
         self._oracle.append(rival.run(self._rival, rival.BY_ANSWER(self._tasks), max(self._options.static_sizes)))
 
@@ -176,6 +183,13 @@ class _Contest:
     def _new_recorder(self, shape: ModelShape) -> CallRecorder:
         self._recorders.append(CallRecorder(shape))
         return self._recorders[-1]
+
+
+def prefill_base_s(model: MoeModel, num_concurrent: int) -> float:
+    """As a worker measures it before it serves."""
+    fit = StepTimesFit()
+    warm_up(model, num_concurrent, max(PROMPT_TOKENS), Device(), fit)
+    return fit.prefill.line()[0]
 
 
 def _typical(runs: Sequence[ours.OurRun]) -> ours.OurRun:

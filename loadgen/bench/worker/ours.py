@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from loadgen.bench.worker.lengths import BenchTask
+from services.core.admission import Admission
 from services.model.families.base import ModelShape, MoeModel
 from services.model.generation import BatchEngine, Emitted, ExpertCounter, GenTask
 from services.model.recorder import CountingRecorder
@@ -36,6 +37,7 @@ class OurRun:
     wall_s: float = 0.0
     processor_s: float = 0.0
     num_steps: int = 0
+    num_prefills: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     submitted_s: dict[str, float] = field(default_factory=dict)
@@ -68,9 +70,14 @@ class OurRun:
 
 
 def run(
-    model: MoeModel, tasks: Sequence[BenchTask], num_concurrent: int, new_recorder: Callable[[ModelShape], ExpertCounter] = CountingRecorder
+    model: MoeModel,
+    tasks: Sequence[BenchTask],
+    num_concurrent: int,
+    prefill_base_s: float = 0.0,
+    new_recorder: Callable[[ModelShape], ExpertCounter] = CountingRecorder,
 ) -> OurRun:
-    engine = BatchEngine(model, NoText(), VERSION, num_concurrent, new_recorder)
+    """Prompts are read when they are in the worker (`Admission`); with `prefill_base_s` of 0 as soon as there is a slot."""
+    engine, admission = BatchEngine(model, NoText(), VERSION, num_concurrent, new_recorder), Admission()
     waiting, made = deque(tasks), OurRun()
     began_s, processor_began_s = time.perf_counter(), time.process_time()
     while waiting or engine.has_work:
@@ -78,13 +85,15 @@ def run(
             task = waiting.popleft()
             made.submitted_s[task.task_id] = time.perf_counter()
             engine.submit(GenTask(task.task_id, task.prompt_ids, task.num_output))
-        events = engine.step()
+        admits = admission.admits(engine.num_admissible, engine.num_running, prefill_base_s, time.perf_counter())
+        events = engine.step(admits)
         now_s = time.perf_counter()
         for event in events:
             if isinstance(event, Emitted):
                 made.token_s.setdefault(event.task_id, []).append(now_s)
                 made.tokens.setdefault(event.task_id, []).append(event.token_id)
         made.num_steps += 1
+        made.num_prefills += engine.timing.num_prompts > 0
         made.prefill_s += engine.timing.prefill_s
         made.decode_s += engine.timing.step_s
     made.wall_s, made.processor_s = time.perf_counter() - began_s, time.process_time() - processor_began_s
