@@ -21,7 +21,10 @@ def make_weights(names, d_model, d_ff, dtype):
 
 
 def one_at_a_time(x, rows, weights, rule):
-    return torch.cat([rule(lambda part, name: linear(part, weights[name][row]), x[n : n + 1]) for n, row in enumerate(rows.tolist())])  # noqa: B023
+    def product(row):
+        return lambda part, name, activation: linear(part, weights[name][row], activation)
+
+    return torch.cat([rule(product(row), x[n : n + 1]) for n, row in enumerate(rows.tolist())])
 
 
 @pytest.mark.parametrize("rule", RULES)
