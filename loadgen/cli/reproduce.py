@@ -38,6 +38,7 @@ def reproduce(
     from loadgen.reproduce.reproduce import reproduce as run
 
     names = chosen(experiments)
+    out.mkdir(parents=True, exist_ok=True)
     try:
         with _progress(json) as tell:
             documents = run(names, out, tell, num_seeds=QUICK_SEEDS if quick else seeds, jobs=jobs or os.cpu_count() or 1, quick=quick)
@@ -48,23 +49,28 @@ def reproduce(
         print_json({"schema_version": 1, "page": str(out / "index.html"), "experiments": documents})
     else:
         _print(documents)
+        if quick:
+            stdout().print("quick runs: to see that everything works; these verdicts say nothing about the claims")
         stdout().print(f"{out / 'index.html'}: every claim with its figures, plots and tables")
 
 
 @contextmanager
 def _progress(json: bool) -> Iterator[Tell]:
-    """A bar for the experiment that runs, on standard error."""
+    """A bar for each experiment, on standard error; it grows with every set of runs that the experiment asks for."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=stderr(), disable=json) as progress:
         bars: dict[str, Any] = {}
+        before: dict[str, int] = {}  # runs of an experiment's earlier sets
 
         def tell(name: str, done: int, total: int, left_s: float | None) -> None:
-            left = "" if left_s is None else f"{left_s:.0f} s left" if done < total else ""
-            if name not in bars or progress.tasks[bars[name]].finished:
-                bars[name] = progress.add_task(name, total=total, left=left)
-            progress.update(bars[name], completed=done, left=left)
+            left = f"{left_s:.0f} s left" if left_s is not None and done < total else ""
+            if name not in bars:
+                bars[name], before[name] = progress.add_task(name, total=total, left=left), 0
+            elif done == 0:
+                before[name] = int(progress.tasks[bars[name]].completed)
+            progress.update(bars[name], completed=before[name] + done, total=before[name] + total, left=left)
 
         yield tell
 

@@ -16,8 +16,8 @@ THEIRS = tuple(arm.name for arm in PAPER_FORMS)
 STRONGEST = tuple(arm.name for arm in STRONG_FORMS)
 LEADING = ("JTOM", "ONTO", "ours")
 PANELS = (
-    ("weighted cost, eq. (1), a task", "weighted_cost", False),
-    ("process time a task (s)", "process_time_s", True),
+    ("weighted cost, eq. (1) (s a task)", "weighted_cost", False),
+    ("process time (s a task)", "process_time_s", True),
     ("mean quality", "total_quality", False),
     ("positive cost (s a task)", "positive_cost", True),
 )
@@ -111,18 +111,21 @@ def plots(swept: Sweep, name: str, x_label: str) -> list[Plot]:
 
 def _line(swept: Sweep, arm: str, figure: str) -> Line:
     told = [swept.at(arm, x, figure) for x in swept.xs]
-    return Line(arm.removesuffix(", strongest"), swept.xs, tuple(v.mean for v in told), tuple(v.ci95 for v in told), arm not in LEADING)
+    return Line(_plain(arm), swept.xs, tuple(v.mean for v in told), tuple(v.ci95 for v in told), arm not in LEADING)
 
 
-def spoken(swept: Sweep) -> list[str]:
+def spoken(swept: Sweep, x_label: str) -> list[str]:
     """What the sweep shows at its two ends, in words, of the arms in their strongest form."""
     told = []
     named = ("ONTO", "JTOM", "ours", strongest("Qual-Greedy"))
     for x in (swept.xs[0], swept.xs[-1]):
         ranked = swept.ranked(x, "positive_cost", (*STRONGEST, "ONTO", "JTOM", "ours"))
-        costs = ", ".join(f"{arm} {swept.at(arm, x, 'positive_cost').mean:.2f}" for arm in ranked[:4])
-        qualities = ", ".join(f"{arm} {swept.at(arm, x, 'total_quality').mean:.2f}" for arm in named)
-        told.append(f"At {x:g} the least positive costs are {costs}; mean qualities are {qualities}.")
+        costs = ", ".join(f"{_plain(arm)} {swept.at(arm, x, 'positive_cost').mean:.2f}" for arm in ranked[:4])
+        qualities = ", ".join(f"{_plain(arm)} {swept.at(arm, x, 'total_quality').mean:.2f}" for arm in named)
+        told.append(
+            f"At {x:g} {x_label} the least positive costs (s a task) are {costs}; mean qualities are {qualities}. Baselines are in their "
+            "strongest form."
+        )
     return told
 
 
@@ -140,7 +143,7 @@ def tables(swept: Sweep, name: str, x_label: str) -> list[Table]:
     )
     heads = (
         "eq. (1) a task",
-        "PT - 0.05 TQ a task",
+        "process time - 0.05 total quality, a task",
         "positive cost",
         "process time a task, s",
         "quality",
@@ -149,7 +152,7 @@ def tables(swept: Sweep, name: str, x_label: str) -> list[Table]:
         "downtime s",
     )
     rows: list[tuple[Cell, ...]] = [
-        (x, arm, *(cell for figure in figures for cell in _both(swept.at(arm, x, figure)))) for x in swept.xs for arm in swept.arms
+        (whole(x), arm, *(cell for figure in figures for cell in _both(swept.at(arm, x, figure)))) for x in swept.xs for arm in swept.arms
     ]
     columns = (x_label, "arm", *(cell for head in heads for cell in (head, "± 95 %")))
     return [_savings_table(swept, name, x_label), Table(f"{name}_all", "Every figure of every arm", columns, tuple(rows))]
@@ -162,10 +165,23 @@ def _savings_table(swept: Sweep, name: str, x_label: str) -> Table:
         for x in swept.xs:
             cheapest = swept.ranked(x, "positive_cost", others)[0]
             told = [swept.saving_at(who, cheapest, "positive_cost", x) for who in LEADING]
-            rows.append((title, x, cheapest.removesuffix(", strongest"), *(cell for value in told for cell in _both(value))))
+            rows.append((title, whole(x), _plain(cheapest), *(cell for value in told for cell in _both(value))))
     columns = ("baselines", x_label, "cheapest", *(text for who in LEADING for text in (f"{who} below it, %", "±")))
-    note = "Positive cost, paired by seed; negative: the baseline is cheaper. Means of ratios: one queue that runs away weighs much."
+    note = (
+        "Positive cost, paired by seed; negative: the baseline is cheaper. Means over seeds of ratios, in which one queue that runs away "
+        "weighs much; the claims above compare means."
+    )
     return Table(f"{name}_savings", "Per cent below the cheapest baseline", columns, tuple(rows), note)
+
+
+def _plain(arm: str) -> str:
+    """The name of a baseline, without its form."""
+    return arm.removesuffix(", strongest")
+
+
+def whole(x: float) -> float | int:
+    """A count of servers is no 5.00."""
+    return int(x) if x.is_integer() else x
 
 
 def _both(value: Interval) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loadgen.experiments import Experiment
-from loadgen.experiments._sweep_claims import CLAIMED
+from loadgen.experiments._sweep_claims import CLAIMED, below
 from loadgen.experiments._sweeps import Point, Sweep, sweep
 from loadgen.experiments.fig4 import POINTS
 from loadgen.reproduce.context import Context
@@ -135,7 +135,7 @@ def _below(runs: Runs, name: str, who: str) -> Claim:
     nearest = min(saved, key=lambda other: saved[other].mean)
     judged = at_least(saved[nearest], CLAIMED)
     says = f"{who} costs at least 16 % less than every baseline on {name} (positive cost)"
-    told = f"{_told(saved[nearest])} below {nearest}, the nearest"
+    told = f"{below(saved[nearest], nearest)} (the nearest)"
     headline = who == "ours" and name == "drift"
     return Claim(f"below-{name}-{who}", "abstract; product settings", says, "16.0 %", told, judged.verdict, judged.rule, "", headline)
 

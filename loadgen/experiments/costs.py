@@ -7,7 +7,7 @@ from dataclasses import replace
 from scipy.stats import spearmanr
 
 from loadgen.experiments import Experiment
-from loadgen.experiments._sweeps import ARMS, STRONGEST, Point, Sweep, paper_run, sweep
+from loadgen.experiments._sweeps import ARMS, STRONGEST, Point, Sweep, paper_run, sweep, whole
 from loadgen.experiments.fig4 import POINTS
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.rules import at_most_points, holds
@@ -104,9 +104,9 @@ def _cost(scaled: Scaled, arm: str, scale: float) -> Interval:
 
 
 def _ranks_table(ranks: dict[float, tuple[float, float]]) -> Table:
-    rows: tuple[tuple[Cell, ...], ...] = tuple((x, round(time_s, 2), round(quality, 2)) for x, (time_s, quality) in ranks.items())
+    rows: tuple[tuple[Cell, ...], ...] = tuple((whole(x), round(time_s, 2), round(quality, 2)) for x, (time_s, quality) in ranks.items())
     note = "Spearman's rank correlation over all arms of Fig. 4; 1: eq. (1) ranks them as that does."
-    return Table("ranks", "What eq. (1) ranks by", ("rate", "process time", "missing quality"), rows, note)
+    return Table("ranks", "What eq. (1) ranks by", ("tasks a second", "process time", "missing quality"), rows, note)
 
 
 def _scales_table(scaled: Scaled) -> Table:
@@ -117,8 +117,8 @@ def _scales_table(scaled: Scaled) -> Table:
             for figure in ("mean_quality", "completion_mean_s", "completion_p99_s", "updates")
         }
         cost = _cost(scaled, arm, scale)
-        rows.append((scale, arm, cost.mean, cost.ci95, *(value.mean for value in told.values())))
-    columns = ("quality scale", "arm", "positive cost", "± 95 %", "quality", "completion mean, s", "p99 s", "updates")
+        rows.append((whole(scale), arm, cost.mean, cost.ci95, *(value.mean for value in told.values())))
+    columns = ("quality scale, s", "arm", "positive cost", "± 95 %", "quality", "completion mean, s", "p99 s", "updates")
     return Table("scales", "What a point of quality is worth", columns, tuple(rows))
 
 
@@ -135,7 +135,7 @@ def _plot(scaled: Scaled) -> Plot:
             told = [interval([run[figure] for run in scaled[arm, scale]]) for scale in scales]
             ys, widths = tuple(v.mean for v in told), tuple(v.ci95 for v in told)
             lines.append(Line(arm.removesuffix(", strongest"), tuple(scales), ys, widths, arm in STRONGEST))
-        panels.append(Lines(title, "seconds that a point of quality is worth", "", tuple(lines), log_y))
+        panels.append(Lines(title, "seconds that a point of quality is worth", "", tuple(lines), log_y, log_x=True))
     caption = (
         f"{POINT.rate_per_s:g} tasks a second on ten servers, baselines in their strongest form. "
         "Policies that look at quality are told what it is worth."

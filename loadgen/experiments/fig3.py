@@ -18,9 +18,11 @@ def run(context: Context) -> Result:
     loads = ", ".join(f"{utilisation(RATE_PER_S, n):.0%} with {n}" for n in SERVERS)
     findings = [
         f"{RATE_PER_S:g} tasks a second on servers of three speeds: busy {loads}. An update takes 18 s in which a server computes nothing.",
-        *spoken(swept),
+        *spoken(swept, "servers"),
     ]
-    return Result(findings, tables(swept, "fig3", "servers"), plots(swept, "fig3", "number of servers"), claims(swept, "fig3", "Fig. 3"))
+    return Result(
+        findings, tables(swept, "fig3", "servers"), plots(swept, "fig3", "number of servers"), claims(swept, "fig3", "Fig. 3", "servers")
+    )
 
 
 EXPERIMENT = Experiment("Fig. 3: number of servers", "Costs, quality and time with 5 to 20 servers at one rate.", run)

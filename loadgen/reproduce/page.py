@@ -21,8 +21,8 @@ WORDS = {
 }
 
 
-def page(documents: Sequence[Mapping[str, Any]], out: Path, setup: Mapping[str, str]) -> str:
-    """Of the experiments' documents, in their order; plots are read from their folders."""
+def page(documents: Sequence[Mapping[str, Any]], out: Path, setup: Mapping[str, str], *, quick: bool = False) -> str:
+    """Of the experiments' documents, in their order; plots are read from their folders. `quick`: of runs that only show that it works."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -37,6 +37,7 @@ def page(documents: Sequence[Mapping[str, Any]], out: Path, setup: Mapping[str, 
         plots={(told["name"], plot["name"]): _svg(out, told["name"], plot["name"]) for told in documents for plot in told["plots"]},
         few_rows=FEW_ROWS,
         setup=setup,
+        quick=quick,
     )
 
 

@@ -23,6 +23,7 @@ MARKERS = "osD^vPX*<>hp"
 WIDTH_IN, LINES_IN, BAR_IN, CELL_IN = 10.4, 2.75, 0.27, 0.46
 MANY_CELLS = 12  # more columns than this are a picture, not a table
 FEW_POINTS = 10  # of a line
+MOST_MARKERS = 25  # of a line; those of lines that lie on each other stand in different places
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
             if panel.log_x:
                 axes.set_xscale("log")
                 _in_figures(axes.xaxis)
+            _few_ticks(axes, panel)
         case Bars():
             _bars(axes, panel)
         case Heat():
@@ -89,23 +91,31 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
 def _line(axes: Axes, line: Line, position: int) -> None:
     colour = LEADING.get(line.label, OTHERS[position % len(OTHERS)])
     x, y = np.array(line.x), np.array(line.y)
-    marker = MARKERS[position % len(MARKERS)] if len(x) <= 25 else ""
+    marker, apart = MARKERS[position % len(MARKERS)], math.ceil(len(x) / MOST_MARKERS)
     width, order = (1.0, 2) if line.faint else (2.1, 3)
-    axes.plot(x, y, color=colour, marker=marker, markersize=3.5 if line.faint else 4.5, linewidth=width, zorder=order, label=line.label)
+    axes.plot(
+        x, y, color=colour, marker=marker, markevery=(position % apart, apart), markersize=3.5 if line.faint else 4.5, linewidth=width,
+        zorder=order, label=line.label,
+    )  # fmt: skip
     if line.ci95:
         widths = np.array(line.ci95)
         axes.fill_between(x, y - widths, y + widths, color=colour, alpha=0.08 if line.faint else 0.16, linewidth=0, zorder=order - 1)
 
 
 def _limits(axes: Axes, panel: Lines) -> None:
-    """By the means: an interval of few runs may be wide, and must not squeeze the lines. Few points are ticks."""
-    ys, xs = [y for line in panel.lines for y in line.y], sorted({x for line in panel.lines for x in line.x})
+    """By the means: an interval of few runs may be wide, and must not squeeze the lines."""
+    ys = [y for line in panel.lines for y in line.y]
     low, high = min(ys), max(ys)
     if panel.log_y and low > 0.0:
         axes.set_ylim(low / 1.35, high * 1.35)
     elif high > low:
         axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
-    if len(xs) <= FEW_POINTS and not panel.log_x:
+
+
+def _few_ticks(axes: Axes, panel: Lines) -> None:
+    """Few points are ticks."""
+    xs = sorted({x for line in panel.lines for x in line.x})
+    if len(xs) <= FEW_POINTS:
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
 
 

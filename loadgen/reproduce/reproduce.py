@@ -44,7 +44,7 @@ def reproduce(
 
 def _write_page(out: Path, context: Context) -> None:
     stand = [made for name in names() if (made := written(out / name, _key(name, context))) is not None]
-    (out / "index.html").write_text(page(stand, out, _setup(context)), encoding="utf-8")
+    (out / "index.html").write_text(page(stand, out, _setup(context), quick=context.quick), encoding="utf-8")
 
 
 def _setup(context: Context) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from loadgen.cli.main import app
 from loadgen.experiments._options import WITHIN, off_the_law
 from loadgen.experiments._paper import printed
-from loadgen.experiments._sweep_claims import claims
-from loadgen.experiments._sweeps import Point, Sweep
+from loadgen.experiments._sweep_claims import below, claims
+from loadgen.experiments._sweeps import Point, Sweep, spoken, whole
 from loadgen.experiments.bias import FEEDBACK, WRONG, Given, error_of
 from loadgen.experiments.diversity import always_served, spread_of
 from loadgen.reproduce.page import cell
@@ -30,6 +30,7 @@ from loadgen.reproduce.runs import (
     utilisation,
 )
 from loadgen.reproduce.values import Verdict
+from loadgen.simulator.figures import Interval
 
 
 def made_sweep(**costs: float) -> Sweep:
@@ -56,13 +57,24 @@ def test_costs_brought_to_one_are_compared_above_the_least():
 
 
 def test_claims_of_a_sweep_follow_its_figures():
-    better, worse = ({claim.name: claim for claim in claims(made_sweep(JTOM=cost), "fig", "Fig.")} for cost in (5.0, 11.0))
+    better, worse = ({claim.name: claim for claim in claims(made_sweep(JTOM=cost), "fig", "Fig.", "servers")} for cost in (5.0, 11.0))
     assert better["fig-lowest-cost"].verdict is Verdict.REPRODUCED
     assert better["fig-16-positive"].verdict is Verdict.REPRODUCED
     assert worse["fig-lowest-cost"].verdict is Verdict.CONTRADICTED
     assert worse["fig-16-positive"].verdict is Verdict.CONTRADICTED
     assert worse["fig-16-ours"].verdict is Verdict.REPRODUCED
     assert all(claim.rule for claim in better.values())
+    assert better["fig-16-positive"].ours.endswith("at 1 servers")
+
+
+def test_what_costs_more_than_another_lies_above_it_and_not_below_by_a_negative_share():
+    assert below(Interval(24.8, 0.5), "LCS") == "24.8 ± 0.5 % below LCS"
+    assert below(Interval(-143.9, 67.7), "Qual-Greedy") == "143.9 ± 67.7 % above Qual-Greedy"
+
+
+def test_a_swept_count_is_a_whole_number_in_tables_and_words():
+    assert (cell(whole(5.0)), cell(whole(0.25))) == ("5", "0.25")
+    assert spoken(made_sweep(JTOM=5.0), "servers")[0].startswith("At 1 servers the least positive costs (s a task) are ")
 
 
 def test_the_paper_s_weighted_costs_obey_the_law_of_process_time_less_a_twentieth_of_quality():
