@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, command, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, command, narrow_table, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,20 +19,25 @@ if TYPE_CHECKING:
     from loadgen.simulator.comparison import Arm, Comparison
     from loadgen.simulator.figures import Interval
 
-COSTS = {
-    "positive_cost": "positive cost",
-    "weighted_cost": "eq. (1)",
-    "table_cost": "table cost",
-    "process_time_s": "process time",
-}
-SERVICE = {
-    "completion_p50_s": "p50 s",
-    "completion_p99_s": "p99 s",
-    "mean_quality": "quality",
-    "updates": "updates",
-    "downtime_s": "down s",
-    "rejected": "rejected",
-}
+# A few columns a table, so that no cell is broken in 80 characters.
+TABLES = (
+    {"positive_cost": "positive cost s", "weighted_cost": "eq. (1) s", "table_cost": "table cost s"},
+    {"process_time_s": "process time s", "completion_p50_s": "p50 s", "completion_p99_s": "p99 s"},
+    {"mean_quality": "quality", "updates": "updates", "downtime_s": "downtime s", "rejected": "rejected"},
+)
+COUNTS = ("updates", "downtime_s", "rejected")
+LEGEND = """\
+positive cost: mean over tasks of completion time + alpha · quality scale ·
+  (1 - quality), so lower is better; quality scale: seconds a full point is worth
+eq. (1): the paper's weighted cost, last completion - first arrival - sum of
+  alpha · quality scale · quality; it may be negative
+table cost: process time - 0.05 · total quality, as in the paper's tables
+process time: sum of completion times, and of downtimes
+p50, p99: completion time that half, 99 % of tasks do not exceed
+downtime: how long edges computed nothing because of updates, all together"""
+
+
+SCENARIOS = ", ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "scenarios").glob("*.toml")))
 
 
 class Form(StrEnum):
@@ -45,18 +50,25 @@ class Form(StrEnum):
 @command
 def simulate(
     scenario: Annotated[
-        str | None, typer.Argument(help="A scenario of loadgen/scenarios, or a TOML file.", metavar="NAME|FILE", show_default=False)
+        str | None,
+        typer.Argument(help=f"{SCENARIOS}; or a TOML file such as those in loadgen/scenarios.", metavar="NAME|FILE", show_default=False),
     ] = None,
     policies: Annotated[
         str,
-        typer.Option(help="Offload policies with commas between; all; ours; quantised, static: never adapt; oracle, clairvoyant: anchors."),
+        typer.Option(
+            help=f"With commas between. Offload policies: {options.POLICIES}; all. With a trigger of their own: ours (onto + portfolio), "
+            "quantised (unmerged model at few bits) and static (the first merges kept), which never update; clairvoyant is told when "
+            "the mix changes. oracle: onto told what others predict."
+        ),
     ] = "ours,onto,random",
-    triggers: Annotated[str, typer.Option(help="Merge triggers with commas between, or all.")] = "jtom",
+    triggers: Annotated[str, typer.Option(help=f"Merge triggers with commas between: {options.TRIGGERS}; all.")] = "jtom",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each; every policy gets the same load of a seed.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="Seeds count up from here.")] = 0,
-    duration: Annotated[float | None, typer.Option(min=1e-9, help="Virtual seconds, instead of the scenario's.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(callback=options.above_zero, help="Virtual time, instead of the scenario's.", metavar="SECONDS")
+    ] = None,
     quality_scale: Annotated[
-        float | None, typer.Option(min=0.0, help="Seconds that a full point of quality is worth, instead of the scenario's.")
+        float | None, typer.Option(min=0.0, help="What a full point of quality is worth, instead of the scenario's.", metavar="SECONDS")
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Arrivals from a trace (Azure LLM 2023, Mooncake, BurstGPT; .gz or plain).", metavar="FILE")
@@ -99,6 +111,8 @@ def simulate(
         if read.load.arrivals != "trace":
             raise CommandError(f"trace: scenario {read.name} draws its own arrivals; use the scenario trace, or set load.arrivals")
         arrival_s = read_trace(trace).arrival_s
+    elif read.load.arrivals == "trace":
+        raise CommandError("load.arrivals is trace: give the file with --trace")
     chosen = arms(_names(policies), _names(triggers), forms.value)
     compared = compare(read, chosen, range(first_seed, first_seed + seeds), tell, arrival_s, jobs or os.cpu_count() or 1)
     if json:
@@ -142,16 +156,24 @@ def _print(compared: Comparison, about: str) -> None:
     console = stdout()
     tasks = next(iter(summaries.values()))["tasks"].mean
     console.print(f"{compared.scenario}: {about}" if about else compared.scenario)
-    for title, columns in ((f"{len(compared.seeds)} seeds, {tasks:.0f} tasks each, mean ± 95 %", COSTS), ("", SERVICE)):
-        rows = [(name, *(_cell(summaries[name][figure]) for figure in columns)) for name in best]
-        console.print(table(title, ("policy", *columns.values()), rows))
+    seeds = len(compared.seeds)
+    of_seeds = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± half of the 95 % interval"
+    console.print(f"{tasks:.0f} tasks; {of_seeds}; least positive cost first")
+    for columns in TABLES:
+        rows = [(name, *(_cell(summaries[name][figure], figure in COUNTS) for figure in columns)) for name in best]
+        console.print()
+        console.print(narrow_table(("policy", *columns.values()), rows))
+    console.print(f"\n[dim]{LEGEND}[/dim]")
     if baseline is not None and "ours" in summaries:
         saved = 1.0 - summaries["ours"]["positive_cost"].mean / summaries[baseline]["positive_cost"].mean
         apart = compared.paired("ours", baseline, "positive_cost")
         told = f"{abs(saved):.1%} {'less' if saved >= 0 else 'more'}"
-        console.print(f"ours costs {told} than {baseline}, the best of the paper's baselines among these: {_cell(apart)}, paired by seed")
+        console.print(
+            f"ours costs {told} than {baseline}, the best of the paper's baselines among these: {_cell(apart)} s a task, paired by seed"
+        )
 
 
-def _cell(value: Interval) -> str:
-    digits = 0 if abs(value.mean) >= 1000 else 1 if abs(value.mean) >= 10 else 3
+def _cell(value: Interval, counted: bool = False) -> str:
+    largest = max(abs(value.mean), value.ci95)
+    digits = 0 if largest >= 1000 else 1 if largest >= 10 or counted else 3
     return f"{value.mean:.{digits}f}" + (f" ±{value.ci95:.{digits}f}" if value.ci95 > 0 else "")

@@ -40,6 +40,8 @@ class EdgeGroup:
         _at_least(1, count=self.count, max_batch=self.max_batch)
         _at_least(0, max_queue=self.max_queue)
         _above_zero(memory_share=self.memory_share, speed=self.speed)
+        if self.memory_share > 1.0:
+            raise ValueError(f"memory_share is {self.memory_share}: a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,9 @@ def scenario(name_or_file: str, **overrides: Any) -> Scenario:
         raise ScenarioError(f"scenario {name_or_file} is unknown; {hint} There are: {', '.join(names())}")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path}: is no text; give a TOML file such as those in {FOLDER.parent.name}/{FOLDER.name}") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise ScenarioError(f"{path}: {error}") from error
     return _scenario({**document, **overrides}, path)
 
@@ -260,10 +264,10 @@ def _model(table: dict[str, Any], folder: Path) -> SimulatedModel:
 def _at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if value < least:
-            raise ScenarioError(f"{name} is {value}: it must be {least:g} or more")
+            raise ValueError(f"{name} is {value}: it must be {least:g} or more")
 
 
 def _above_zero(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
-            raise ScenarioError(f"{name} is {value}: it must be above 0")
+            raise ValueError(f"{name} is {value}: it must be above 0")

@@ -13,6 +13,7 @@ from loadgen.simulator.errors import ScenarioError
 from services.core.naming import nearest
 
 T = TypeVar("T")
+_KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 
 
 def known_only(table: object, known: Collection[str], where: str) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _value(value: object, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ScenarioError(f"{where}: {value!r} is no {'number' if hint in (int, float) else hint.__name__}")
+        raise ScenarioError(f"{where}: {value!r} is no {_KINDS.get(hint, hint.__name__)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ScenarioError(f"{where}: {value!r} is not finite")
     return value
