@@ -83,9 +83,11 @@ def as_environment(service: str, args: list[str]) -> dict[str, str]:
 def _print_settings(service: str) -> None:
     rows = []
     for name, field in _settings_class(service).model_fields.items():
-        default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
-        rows.append((f"--{name.replace('_', '-')}", f"MOEDGE_{service.upper()}_{name.upper()}", default, field.description or ""))
-    stdout().print(table("", ("option", "variable", "default", "meaning"), rows, text_columns=4))
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else "unset" if value is None else str(value)
+        rows.append((f"--{name.replace('_', '-')}", default, field.description or ""))
+    stdout().print(table("", ("option", "default", "meaning"), rows, text_columns=3))
+    stdout().print(f"Each is a variable too: --log-level is MOEDGE_{service.upper()}_LOG_LEVEL.")
 
 
 def _settings_class(service: str) -> type[ServiceSettings]:

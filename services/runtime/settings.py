@@ -47,8 +47,8 @@ class ServiceSettings(BaseSettings):
     kafka_bootstrap: str | None = Field(None, description="host:port of Kafka; unset: an event log inside the process")
     kafka_replication: int = Field(1, ge=1, description="replication of topics that are created")
     redis_url: str | None = Field(None, description="redis://host:port; unset: inside the process")
-    log_format: Literal["human", "json"] = "human"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["human", "json"] = Field("human", description="human or json, on stderr")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of Prometheus metrics, HTTP /metrics; unset: none, 0: any")
     otlp_endpoint: str | None = Field(None, description="host:port or URL of an OTLP/gRPC collector that traces go to; unset: nowhere")
     tls_cert: Path | None = Field(None, description="certificate (PEM) of this service's role; with tls_key and tls_ca calls go over TLS")

@@ -23,6 +23,7 @@ from moedge.v1.worker_pb2 import EdgeEntry
 from services.core.offload.values import Work
 from services.runtime.breaker import Breaker
 from services.runtime.clock import Clock, SystemClock
+from services.runtime.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +57,23 @@ def trigger_key(edge_id: str) -> str:
 def open_redis(url: str | None) -> redis.asyncio.Redis:
     """A client with a hard socket timeout; None gives an in-process fake (share one client between the services of a process).
 
-    RESP2: the server's side of RESP3 pushes is not used, and pooled sockets that it closed are noticed. Close with `aclose()`.
+    RESP2: the server's side of RESP3 pushes is not used, and pooled sockets that it closed are noticed. Close with `aclose()`. Raises
+    `SettingsError` for a URL that is none.
     """
     if url is None:
         fake: redis.asyncio.Redis = FakeAsyncRedis(server=FakeServer())
         return fake
-    return redis.asyncio.Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 1),
-        health_check_interval=0,
-    )
+    try:
+        return redis.asyncio.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=SOCKET_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),
+            health_check_interval=0,
+        )
+    except ValueError as error:
+        raise SettingsError(f"redis_url: {url!r} is no URL of Redis; write redis://HOST:PORT ({error})") from error
 
 
 async def heeding_cancellation(call: Awaitable[T]) -> T:
