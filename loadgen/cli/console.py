@@ -40,7 +40,10 @@ class CommandError(Exception):
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Wraps a command so that errors of the domain become a line and an exit code, and Ctrl-C exits 130."""
+    """Wraps a command so that errors of the domain become a line and an exit code, and Ctrl-C exits 130.
+
+    Its help is the docstring with a line for each paragraph: typer would break lines where the source does.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -61,6 +64,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
                 typer.echo(f"moedge: {line}", err=True)
             raise typer.Exit(exit_code) from error
 
+    run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in (function.__doc__ or "").split("\n\n"))
     return run
 
 
@@ -84,7 +88,7 @@ def _ending_of_input(error: BaseException) -> tuple[str, ExitCode] | None:
     if isinstance(error, ModuleNotFoundError):
         return f'{error}: install it with pip install "moedge[worker,report]"', ExitCode.BAD_INPUT
     if isinstance(error, OSError):
-        return str(error), ExitCode.BAD_INPUT
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), ExitCode.BAD_INPUT
     return None
 
 
@@ -109,7 +113,10 @@ def _ending_of_call(error: BaseException) -> tuple[str, ExitCode] | None:
     if not isinstance(failure, RpcFailure):
         return None
     if failure.reason == "TRANSPORT" and failure.code is grpc.StatusCode.UNAVAILABLE:
-        return f"cannot reach the target ({failure.message}); start one with `moedge up`, or give --target HOST:PORT", ExitCode.UNREACHABLE
+        why = failure.message.removeprefix("failed to connect to all addresses; last error: ").removeprefix("UNKNOWN: ")
+        return f"cannot reach the target ({why}); start one with `moedge up`, or give --target HOST:PORT", ExitCode.UNREACHABLE
+    if failure.reason == "TRANSPORT" and failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer within the deadline; allow more time, or look with `moedge status` at what the edges are doing", ExitCode.FAILED
     user_errors = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.NOT_FOUND)
     exit_code = ExitCode.BAD_INPUT if failure.code in user_errors else ExitCode.FAILED
     retry = f" (retry after {failure.retry_after_s:g} s)" if failure.retry_after_s else ""
@@ -145,7 +152,7 @@ def table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | Se
 
     made = Table(title=title or None, title_justify="left", header_style="bold")
     for n, name in enumerate(columns):
-        made.add_column(name, justify="left" if n < text_columns else "right", no_wrap=n == 0)
+        made.add_column(name, justify="left" if n < text_columns else "right", no_wrap=n == 0, overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

@@ -31,7 +31,7 @@ def demo(
     ] = "",
     method: options.Method = FITTED,
     num_tasks: Annotated[int, typer.Option("--num-tasks", min=50, help="Tasks of each run, about.")] = 1000,
-    duration: Annotated[float, typer.Option(min=10, help="Seconds over which they are sent.")] = 78.0,
+    duration: Annotated[float, typer.Option(min=10, help="Time over which they are sent.", metavar="SECONDS")] = 78.0,
     quality_scale: options.QualityScale = 1.0,
     seed: options.Seed = 0,
     dtype: options.Dtype = "bfloat16",

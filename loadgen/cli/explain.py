@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from loadgen.cli import options
 from loadgen.cli.console import command, in_seconds, in_shares, narrow_table, print_json, stdout
-from loadgen.cli.options import TARGET, Alpha, Ca, Json, MaxTokens, Region, Target, TaskType, TokenFile
 
 if TYPE_CHECKING:
     from moedge.v1 import broker_pb2
@@ -17,21 +15,23 @@ if TYPE_CHECKING:
 
 @command
 def explain(
-    prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    task: TaskType = "",
-    alpha: Alpha = None,
-    region: Region = "",
-    max_tokens: MaxTokens = 0,
-    target: Target = TARGET,
-    ca: Ca = None,
-    token_file: TokenFile = None,
-    json: Json = False,
+    prompt: options.Prompt,
+    task: options.TaskType = "",
+    alpha: options.Alpha = None,
+    region: options.Region = "",
+    max_tokens: options.MaxTokens = 0,
+    target: options.Target = options.TARGET,
+    ca: options.Ca = None,
+    token_file: options.TokenFile = None,
+    json: options.Json = False,
 ) -> None:
     """Show where a task would go and why: each edge's predicted times, quality and cost. Nothing is sent."""
     from loadgen.cli.client import user_network
     from moedge.v1 import broker_pb2
 
-    request = broker_pb2.ExplainRequest(prompt=prompt, max_tokens=max_tokens, user_id="cli", region=region, task_type=task, alpha=alpha)
+    request = broker_pb2.ExplainRequest(
+        prompt=options.prompt_of(prompt), max_tokens=max_tokens, user_id="cli", region=region, task_type=task, alpha=alpha
+    )
     explained = asyncio.run(_ask(request, target, user_network(ca, token_file)))
     if json:
         print_json(as_json(explained))
@@ -64,15 +64,17 @@ def _print(explained: broker_pb2.ExplainResponse) -> None:
         for c in sorted(explained.candidates, key=lambda c: (c.cost, c.edge_id))
     ]
     columns = ("edge", "uplink", "wait", "inference", "downlink", "completion", "quality", "cost", "tasks")
-    output_tokens = next((f"   answer of {c.output_tokens:.1f} tokens" for c in explained.candidates), "")
+    output_tokens = next((f"predicted answer: {c.output_tokens:.1f} tokens   " for c in explained.candidates), "")
     console = stdout()
     console.print(f"[bold]{explained.chosen or 'no edge'}[/bold]: {explained.reason} ({explained.policy})")
-    console.print(narrow_table(columns, rows), soft_wrap=False)
+    if rows:
+        console.print(narrow_table(columns, rows), soft_wrap=False)
     for edge in sorted(explained.excluded, key=lambda edge: edge.edge_id):
         console.print(f"[yellow]{edge.edge_id}: no candidate, {edge.reason}[/yellow]")
     console.print(
-        f"[dim]cost = completion - {explained.alpha:g} · {explained.quality_scale:g} s · quality{output_tokens}\n"
-        f"task types: {in_shares(dict(explained.posterior))}   decided in {seconds(explained.decision) * 1e6:.0f} µs[/dim]",
+        f"[dim]cost (s) = completion - {explained.alpha:g} (alpha) · {explained.quality_scale:g} s · quality\n"
+        f"{output_tokens}decided in {seconds(explained.decision) * 1e6:.0f} µs\n"
+        f"task types: {in_shares(dict(explained.posterior))}[/dim]",
         soft_wrap=False,
     )
 

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loadgen.cli import options
 from loadgen.cli.console import CommandError, ExitCode, command, in_seconds, print_json, stderr
-from loadgen.cli.options import TARGET, Alpha, Ca, Json, MaxTokens, Region, Target, TaskType, TokenFile
 
 if TYPE_CHECKING:
     from moedge.v1 import inference_pb2
     from services.runtime.net import Network
 
-Prompt = Annotated[str, typer.Argument(help="The prompt; - reads standard input.", metavar="PROMPT")]
-Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the task in seconds.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the task.", metavar="SECONDS")]
 User = Annotated[str, typer.Option(help="Who asks.")]
 
 
 @command
 def infer(
-    prompt: Prompt,
-    task: TaskType = "",
-    alpha: Alpha = None,
-    region: Region = "",
-    max_tokens: MaxTokens = 0,
+    prompt: options.Prompt,
+    task: options.TaskType = "",
+    alpha: options.Alpha = None,
+    region: options.Region = "",
+    max_tokens: options.MaxTokens = 0,
     user: User = "cli",
     timeout: Timeout = 60.0,
-    target: Target = TARGET,
-    ca: Ca = None,
-    token_file: TokenFile = None,
-    json: Json = False,
+    target: options.Target = options.TARGET,
+    ca: options.Ca = None,
+    token_file: options.TokenFile = None,
+    json: options.Json = False,
 ) -> None:
     """Run one task and stream its answer.
 
@@ -42,8 +40,9 @@ def infer(
     from loadgen.cli.client import user_network
     from moedge.v1 import inference_pb2
 
-    text = sys.stdin.read().strip() if prompt == "-" else prompt
-    request = inference_pb2.GenerateRequest(prompt=text, max_tokens=max_tokens, user_id=user, region=region, task_type=task, alpha=alpha)
+    request = inference_pb2.GenerateRequest(
+        prompt=options.prompt_of(prompt), max_tokens=max_tokens, user_id=user, region=region, task_type=task, alpha=alpha
+    )
     answer = asyncio.run(_run(request, target, user_network(ca, token_file), timeout, quiet=json))
     if answer.summary is None:
         raise CommandError("the stream ended without a summary; the broker was stopped", ExitCode.FAILED)
@@ -87,13 +86,13 @@ def _print_summary(answer: _Answer, summary: inference_pb2.Summary) -> None:
     typer.echo()
     console = stderr()
     console.print(
-        f"[dim]edge [bold]{summary.edge_id}[/bold]  version {summary.version}  task {summary.task_type or '-'}  "
-        f"{summary.prompt_tokens} + {summary.output_tokens} tokens  attempts {summary.attempts}[/dim]"
+        f"[dim]edge [bold]{summary.edge_id}[/bold]  version {summary.version[:8]}  task {summary.task_type or '-'}  "
+        f"tokens {summary.prompt_tokens} in, {summary.output_tokens} out  attempts {summary.attempts}[/dim]"
     )
     console.print(
         f"[dim]completion {in_seconds(timings['completion_time_s'])} (predicted {in_seconds(predicted)}): "
         f"uplink {in_seconds(timings['uplink_s'])}, wait {in_seconds(timings['queue_wait_s'])} "
-        f"(predicted {in_seconds(timings['predicted_queue_wait_s'])}), inference {in_seconds(timings['inference_s'])}, "
+        f"(predicted {in_seconds(timings['predicted_queue_wait_s'])}),\n  inference {in_seconds(timings['inference_s'])}, "
         f"downlink {in_seconds(timings['downlink_s'])}; decision {timings['decision_s'] * 1e6:.0f} µs[/dim]"
     )
 

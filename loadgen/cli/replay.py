@@ -58,14 +58,16 @@ def replay(
     trace: Annotated[
         Path | None, typer.Option(help="Arrivals from a trace (Azure LLM 2023, Mooncake, BurstGPT; .gz or plain).", metavar="FILE")
     ] = None,
-    speed: Annotated[float, typer.Option(min=1e-9, help="How many times as fast the trace is played.")] = 1.0,
-    rate: Annotated[float, typer.Option(min=1e-9, help="Tasks a second without a trace (Poisson).")] = 5.0,
-    duration: Annotated[float, typer.Option(min=1e-9, help="Seconds of the replay, by the clock on the wall.")] = 60.0,
+    speed: Annotated[float, typer.Option(callback=options.above_zero, help="How many times as fast the trace is played.")] = 1.0,
+    rate: Annotated[float, typer.Option(callback=options.above_zero, help="Tasks a second without a trace (Poisson).")] = 5.0,
+    duration: Annotated[
+        float, typer.Option(callback=options.above_zero, help="Length of the replay, by the clock on the wall.", metavar="SECONDS")
+    ] = 60.0,
     mix: Annotated[str, typer.Option(help="Which task types come when: " + MIX_HELP)] = "drift",
     users: Annotated[int, typer.Option(min=1, help="Users, spread over the regions.")] = 12,
     seed: options.Seed = 0,
     max_tokens: options.MaxTokens = 0,
-    deadline: Annotated[float, typer.Option(min=0.001, help="Deadline of each task in seconds.")] = 60.0,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Deadline of each task.", metavar="SECONDS")] = 60.0,
     hide_task_type: Annotated[bool, typer.Option("--hide-task-type", help="Let the broker guess task types from prompts.")] = False,
     quality_scale: options.QualityScale = 1.0,
     dtype: options.Dtype = "float32",

@@ -22,7 +22,7 @@ def status(
     ca: Ca = None,
     token_file: TokenFile = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Redraw until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks with --watch.")] = 1.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Time between two looks with --watch.", metavar="SECONDS")] = 1.0,
     json: Json = False,
 ) -> None:
     """Show the edges: model version, memory, queue, predicted wait, expected quality, what each was merged for."""

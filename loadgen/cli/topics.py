@@ -16,7 +16,7 @@ from loadgen.cli.options import Json
 def topics(
     kafka: Annotated[str, typer.Option(help="Kafka to create them at.", metavar="HOST:PORT")] = "127.0.0.1:9092",
     replication: Annotated[int, typer.Option(min=1, help="Replicas of each topic: 3 in a cluster of three or more.")] = 1,
-    wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for a Kafka that is not there yet.")] = 0.0,
+    wait: Annotated[float, typer.Option(min=0.0, help="How long to wait for a Kafka that is not there yet.", metavar="SECONDS")] = 0.0,
     json: Json = False,
 ) -> None:
     """Create the Kafka topics that are missing."""

@@ -39,11 +39,14 @@ def up(
     method: options.Method = "",
     quality_scale: options.QualityScale = 1.0,
     host: Annotated[str, typer.Option(help="Address the broker listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0: any free one.")] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0: any free one.", metavar="PORT")] = DEFAULT_PORT,
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65000, help="Port of the broker's Prometheus metrics; the other services take the next ones. 0: any free ones."
+            min=0,
+            max=65000,
+            help="Port of the broker's Prometheus metrics; the other services take the next ones. 0: any free ones. Without it: none.",
+            metavar="PORT",
         ),
     ] = None,
     dtype: options.Dtype = "float32",
@@ -51,11 +54,13 @@ def up(
     threads: options.Threads = 1,
     cache: options.Cache = None,
     json: options.Json = False,
-    log_level: Annotated[LogLevel, typer.Option(help="Of the log on stderr.", case_sensitive=False)] = LogLevel.WARNING,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="Of the log on stderr: debug, info, warning or error.", case_sensitive=False, metavar="LEVEL")
+    ] = LogLevel.WARNING,
 ) -> None:
     """Start an embedded stack: merger, edge workers, controller and broker in one process; no Kafka, no Redis.
 
-    Ctrl-C drains: no new tasks are taken, those running get up to five seconds.
+    Ctrl-C drains and ends with exit code 0: no new tasks are taken, those running get up to five seconds.
     """
     chosen = StackOptions(edges, model, tasks, policy, trigger, quality_scale, dtype, device, threads, cache, method)
     given = stack_settings(chosen)

@@ -41,7 +41,7 @@ def _opened(source: Path) -> object:
     except pickle.UnpicklingError as error:
         raise PickleError(f"holds more than tensors, and was not run: {_line(error, 'GLOBAL', 'Unsupported')}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise PickleError(f"is not a file that torch.save wrote, or is damaged: {_line(error)}") from error
+        raise PickleError(f"is not a file that torch.save wrote, or is damaged ({type(error).__name__}: {_line(error)})") from error
 
 
 def _line(error: Exception, *telling: str) -> str:

@@ -97,4 +97,4 @@ def test_an_explained_decision_fits_80_columns(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["edge", "uplink", "wait", "inference", "downlink", "completion", "quality", "cost", "tasks"]
-    assert "answer of 7.3 tokens" in lines[-2]
+    assert lines[-2].startswith("predicted answer: 7.3 tokens   decided in ")

@@ -16,7 +16,11 @@ from loadgen.cli.main import app
 from loadgen.cli.mixes import mix_of, shares_of
 from loadgen.cli.serve import as_environment
 
-COMMANDS = ("up", "infer", "status", "explain", "replay", "demo", "merge", "profile", "edges", "serve")
+COMMANDS = (
+    ("up",), ("infer",), ("status",), ("explain",), ("replay",), ("simulate",), ("reproduce",), ("demo",), ("merge",), ("profile",),
+    ("import-checkpoint",), ("topics",), ("certs",), ("edges",), ("edges", "pin"), ("serve",), ("serve", "worker"), ("bench",),
+    ("bench", "broker"), ("bench", "fitted"), ("bench", "merge"), ("bench", "simulator"), ("bench", "swap"), ("bench", "worker"),
+)  # fmt: skip
 
 MERGE = ("merge", "--tasks", "TASKS", "--budget-bytes", "1")
 
@@ -31,11 +35,25 @@ def write_tasks(path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command):
-    result = run(command, "--help")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_of_which_80_columns_cut_nothing_off(command):
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "80"})
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+    assert "…" not in result.stdout
+
+
+def test_help_breaks_lines_where_the_terminal_does_and_not_where_the_source_does():
+    told = CliRunner().invoke(app, ["merge", "--help"], env={"COLUMNS": "80"}).stdout
+    assert "leaves of the model, beside the unmerged model at few bits. Prints its" in told
+
+
+@pytest.mark.parametrize("service", ["broker", "worker", "controller", "merger"])
+def test_the_settings_of_a_service_fit_in_80_columns(service):
+    result = CliRunner().invoke(app, ["serve", service, "--settings"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert "…" not in result.stdout
+    assert f"--log-level is MOEDGE_{service.upper()}_LOG_LEVEL" in result.stdout
 
 
 def test_help_imports_neither_torch_nor_grpc():
@@ -67,12 +85,20 @@ def test_help_imports_neither_torch_nor_grpc():
         (["serve", "worker", "50051"], "'50051': settings are options"),
         (["serve", "broker", "--prot", "1"], "MOEDGE_BROKER_PROT: no such setting; did you mean MOEDGE_BROKER_PORT?"),
         (["serve", "broker", "--port"], "--port: needs a value"),
+        (["serve", "broker", "--redis-url", "nowhere"], "redis_url: 'nowhere' is no URL of Redis; write redis://HOST:PORT"),
+        (["bench", "broker", "--redis", "nowhere"], "redis_url: 'nowhere' is no URL of Redis; write redis://HOST:PORT"),
+        (["simulate", "drfit"], "scenario drfit is unknown; did you mean drift?"),
+        (["simulate", "drift", "--policies", "ontoo"], "policy 'ontoo' is unknown; did you mean onto?"),
+        (["simulate", "trace"], "load.arrivals is trace: give the file with --trace"),
+        (["simulate", "BROKEN"], "Expected '=' after a key in a key/value pair"),
+        (["reproduce", "nothing"], "experiment 'nothing' is unknown"),
+        (["reproduce", "setup", "--out", "TASKS/out"], "tasks.jsonl/out: Not a directory"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, args, complaint):
     monkeypatch.chdir(tmp_path)
-    for name in ("MOEDGE_BROKER_PROT", "MOEDGE_BROKER_PORT"):
+    for name in ("MOEDGE_BROKER_PROT", "MOEDGE_BROKER_PORT", "MOEDGE_BROKER_REDIS_URL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     broken = tmp_path / "broken.csv"
@@ -84,7 +110,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, args, comp
         "BROKEN": str(broken),
         "EMPTY": str(tmp_path / "empty"),
     }
-    result = run(*(places.get(arg, arg) for arg in args))
+    result = run(*(arg.replace("TASKS/", places["TASKS"] + "/") if "/" in arg else places.get(arg, arg) for arg in args))
     assert result.exit_code == 2, result.output
     assert complaint in result.stderr
     assert result.stderr.startswith("moedge: ")
@@ -99,6 +125,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, args, comp
         ["infer"],
         ["infer", "hi", "--max-tokens", "-1"],
         ["replay", "--rate", "0"],
+        ["simulate", "drift", "--duration", "0"],
+        ["up", "--policy", "ontoo"],
+        ["up", "--trigger", "jtomm"],
         ["merge", "--task", "a"],
         ["status", "--every", "soon"],
         ["nothing"],
@@ -106,6 +135,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, args, comp
 )
 def test_usage_errors_exit_2(args):
     assert run(*args).exit_code == 2
+
+
+def test_a_name_that_is_almost_a_policy_is_asked_for():
+    assert "did you mean onto?" in run("up", "--policy", "ontoo").stderr
 
 
 def test_shares_are_read_and_sum_to_one():

@@ -25,11 +25,11 @@ def broker(
         str, typer.Option(envvar="MOEDGE_REDIS_URL", help="A Redis that runs, without a stack in it.", metavar="URL")
     ] = "redis://127.0.0.1:6379",
     rate: Annotated[float, typer.Option(min=0.1, help="Tasks a second.")] = 300.0,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of load each way, over all rounds.")] = 60.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Time of load each way, over all rounds.", metavar="SECONDS")] = 60.0,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of each way; they take turns.")] = 6,
     edges: Annotated[int, typer.Option(min=1, help="Stub edges that answer.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that they answer with.")] = 8,
-    token_s: Annotated[float, typer.Option(min=0.0, help="Seconds before each token.")] = 0.01,
+    token_s: Annotated[float, typer.Option(min=0.0, help="Time before each token.", metavar="SECONDS")] = 0.01,
     most_edges: Annotated[int, typer.Option(min=10, help="The time of a decision is measured up to so many edges.")] = 1000,
     decisions: Annotated[int, typer.Option(min=1, help="Decisions measured at each number of edges.")] = 5000,
     seed: options.Seed = 1,
