@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.cli.console import CommandError, print_json, stdout, table
+from loadgen.cli.console import CommandError, narrow_table, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from loadgen.simulator.prediction import EdgeParts, Pair, Prediction
@@ -30,7 +30,10 @@ def predict_replay(
 
     if len(triggers) != 1:
         raise CommandError("triggers: a replay ran with one; name that, or leave it out where the stack was started by the replay")
-    predicted = predict(read_run(directory), profile_of(profile), triggers[0], seeds, tell)
+    run = read_run(directory)
+    if run.merging is None:
+        stderr().print(f"[yellow]the run does not tell its merge trigger: {triggers[0]} is assumed; --triggers names another[/yellow]")
+    predicted = predict(run, profile_of(profile), triggers[0], seeds, tell)
     if json:
         print_json(predicted.as_json())
     else:
@@ -46,13 +49,15 @@ def _print(predicted: Prediction, directory: Path) -> None:
         _row("total quality", predicted.total_quality, 1),
         *(_row(f"quality of {task_type}", pair, 3) for task_type, pair in predicted.mean_quality_by_type.items()),
     ]
-    console.print(table(f"simulated: mean of {len(predicted.seeds)} seeds", ("", "live", "simulated", "error"), rows))
+    console.print(f"\nsimulated: mean of {len(predicted.seeds)} seeds")
+    console.print(narrow_table(("figure", "live", "simulated", "error"), rows))
     parts = [
         (edge_id, which, *_cells(of_edge))
         for edge_id, (live, simulated) in predicted.edges.items()
         for which, of_edge in (("live", live), ("simulated", simulated))
     ]
-    console.print(table("Means a task, by edge", ("edge", "", *(title for title, _ in PARTS.values())), parts))
+    console.print("\nmeans a task, by edge")
+    console.print(narrow_table(("edge", "run", *(title for title, _ in PARTS.values())), parts, text_columns=2))
     console.print(f"travel: the links of the edges file, and {predicted.call_s * 1000:.1f} ms a task that calls took in this run")
 
 

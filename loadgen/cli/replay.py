@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, ExitCode, command, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, ExitCode, command, print_json, stderr, stdout
 from loadgen.cli.mixes import MIX_HELP, mix_of
 from loadgen.cli.places import tasks_or_toy
 from loadgen.cli.stacks import StackOptions, stack_settings
@@ -84,7 +84,8 @@ def replay(
 ) -> None:
     """Send tasks at their planned instants, whatever happens to those before, and score every answer.
 
-    Prints accuracy by task type. Traces have no task types: those are drawn from the mix. Exit code 1 if any task was not completed.
+    Prints quality by task type: the mean score of its answers. Traces have no task types: those are drawn from the mix. Exit code 1 if any
+    task was not completed.
     """
     from loadgen.cli.client import user_network
     from services.runtime.net import PLAINTEXT
@@ -103,7 +104,7 @@ def replay(
     if json:
         print_json({**data, "accuracy": _accuracy(result)})
     else:
-        _print(result, data, out)
+        _print(data, out)
     if len(result.completed) < result.num_planned:
         raise CommandError(
             f"{result.num_planned - len(result.completed)} of {result.num_planned} tasks were not completed", ExitCode.FAILED
@@ -223,16 +224,10 @@ def _accuracy(result: ReplayResult) -> dict[str, object]:
     return {t: {"tasks": len(s), "accuracy": sum(s) / len(s) if s else None} for t, s in scores.items()}
 
 
-def _print(result: ReplayResult, data: dict[str, Any], out: Path | None) -> None:
+def _print(data: dict[str, Any], out: Path | None) -> None:
     from loadgen.report.terminal import print_summary
 
     console = stdout()
     print_summary(console, data)
-    rows = []
-    for task_type, figures in _accuracy(result).items():
-        assert isinstance(figures, dict)
-        score = figures["accuracy"]
-        rows.append((task_type, str(figures["tasks"]), "-" if score is None else f"{score:.3f}"))
-    console.print(table("Accuracy", ("task type", "completed", "accuracy"), rows))
     if out is not None:
         console.print(f"{out / 'report.html'}")

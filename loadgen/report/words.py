@@ -148,12 +148,12 @@ def figures(runs: Mapping[str, Mapping[str, Any]]) -> list[FigureRow]:
         ),
         row(
             "weighted cost",
-            lambda r: number(r["weighted_cost"], 1),
+            lambda r: f"{number(r['weighted_cost'], 1)} s",
             "Equation (1) of the paper: last completion − first arrival − Σ α · quality_scale · quality. May be negative.",
         ),
         row(
             "cost of the paper's tables",
-            lambda r: number(r["table_cost"], 1),
+            lambda r: f"{number(r['table_cost'], 1)} s",
             "Process time − 0.05 · total quality, the law that the paper's Tables IV and V obey.",
         ),
         row("process time", lambda r: f"{number(r['process_time_s'], 1)} s", "Sum of completion times, downtime of updates included."),

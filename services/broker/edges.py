@@ -135,7 +135,7 @@ class EdgeView:
         """For operators: NOT_FOUND where there is none."""
         found = self._links.get(edge_id)
         if found is None:
-            raise not_found("edge", edge_id)
+            raise not_found("edge", edge_id, self._links)
         return found
 
     def others(self, edge_id: str) -> Work:

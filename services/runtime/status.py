@@ -78,8 +78,10 @@ def budget_too_small(smallest_bytes: int, message: str | None = None) -> RpcFail
     return RpcFailure(Code.OUT_OF_RANGE, "BUDGET_TOO_SMALL", text, field="budget_bytes", metadata=metadata)
 
 
-def not_found(what: str, name: str) -> RpcFailure:
-    return RpcFailure(Code.NOT_FOUND, "NOT_FOUND", f"{what} {name!r} is not known here", metadata={what: name})
+def not_found(what: str, name: str, known: Iterable[str] = ()) -> RpcFailure:
+    names = ", ".join(sorted(known))
+    message = f"{what} {name!r} is not known here" + (f"; there are {names}" if names else "")
+    return RpcFailure(Code.NOT_FOUND, "NOT_FOUND", message, metadata={what: name})
 
 
 def queue_full(message: str = "every queue is full; try again later", *, retry_after_s: float = 1.0) -> RpcFailure:

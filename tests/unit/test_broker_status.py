@@ -157,6 +157,14 @@ async def test_unknown_edges_and_tasks_are_not_found():
             assert failure_of(caught.value).code is grpc.StatusCode.NOT_FOUND
 
 
+async def test_where_an_edge_is_not_known_those_that_are_get_named():
+    async with running() as house:
+        await house.worker("e1")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await house.operations.PinEdge(broker_pb2.PinEdgeRequest(edge_id="nowhere"), timeout=5)
+        assert failure_of(caught.value).message == "edge 'nowhere' is not known here; there are e1"
+
+
 @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
 async def test_a_score_outside_zero_to_one_is_refused_by_name(score):
     async with running() as house:

@@ -147,7 +147,7 @@ def test_profile_writes_its_figures_and_a_heat_map_for_each_task_type(pico, tmp_
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"heat_map_left.png", "heat_map_right.png"}
 
 
-def test_replay_starts_its_own_stack_and_prints_accuracy_by_task_type(pico, tmp_path):
+def test_replay_starts_its_own_stack_and_tells_accuracy_by_task_type(pico, tmp_path):
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{n / 2},5,5\n" for n in range(40)))
     result = run(
