@@ -16,7 +16,7 @@ DEFAULT_OUT = Path("infra/secure/certs")  # where infra/compose.secure.yml looks
 @command
 def certs(
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = DEFAULT_OUT,
-    days: Annotated[int, typer.Option(min=1, max=825, help="How long the certificates of services are good for.")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=825, help="How long the certificates of services are good for.", metavar="DAYS")] = 365,
     name: Annotated[
         list[str] | None, typer.Option(help="Another host name or address of the broker, for other clients than moedge. Repeatable.")
     ] = None,

@@ -18,7 +18,7 @@ def import_checkpoint(
     out: Annotated[Path, typer.Option(help="New folder for the checkpoint.", metavar="DIR")],
     json: options.Json = False,
 ) -> None:
-    """Turn pickled weights into safetensors, with config and tokenizer beside.
+    """Turn a published .bin checkpoint (pickled weights) into safetensors, which is all that moedge reads; config and tokenizer come along.
 
     The pickle is opened in a process of its own by torch's restricted unpickler: tensors only, no other code is run.
     """
@@ -28,4 +28,5 @@ def import_checkpoint(
     if json:
         print_json({**asdict(done), "directory": str(done.directory)})
     else:
-        stdout().print(f"{done.directory}: {done.num_tensors} tensors, {in_bytes(done.num_bytes)}; use it with --model {done.directory}")
+        tensors = "1 tensor" if done.num_tensors == 1 else f"{done.num_tensors} tensors"
+        stdout().print(f"{done.directory}: {tensors}, {in_bytes(done.num_bytes)}; use it with --model {done.directory}")

@@ -28,7 +28,7 @@ TABLES = (
 COUNTS = ("updates", "downtime_s", "rejected")
 LEGEND = """\
 positive cost: mean over tasks of completion time + alpha · quality scale ·
-  (1 - quality), so lower is better; quality scale: seconds a full point is worth
+  (1 - quality), so less is better; quality scale: seconds a full point is worth
 eq. (1): the paper's weighted cost, last completion - first arrival - sum of
   alpha · quality scale · quality; it may be negative
 table cost: process time - 0.05 · total quality, as in the paper's tables

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import CommandError, command, print_json, progress, stdout, table
+from loadgen.cli.console import CommandError, command, narrow_table, print_json, progress, stdout
 
 if TYPE_CHECKING:
     from loadgen.bench.fitted import FittedFigures, StepTime
@@ -46,6 +46,14 @@ def fitted(
         _print(figures)
 
 
+LEGEND = """\
+experts, bits: share of the experts' bytes held; room for each of their weights
+after a drift: what a fitted version scores on the next type's mix
+merged: the product's merge
+rounded, compensated: the unmerged model at so many bits, errors left or made up
+build s: of a fitted version, once the base model is prepared"""
+
+
 def _numbers(text: str, option: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -71,10 +79,12 @@ def _print(figures: FittedFigures) -> None:
         )
         for memory in figures.memories
     ]
-    heads = ("experts", "bits", "fitted", "after a drift", "merged", "unmerged, rounded", "compensated", "s to build")
-    title = f"Score for mixes that one task type leads, in equal memory (full model {figures.full:.3f}, {figures.dtype})"
-    console.print(table(title, heads, rows))
-    batches = [f"batch of {time.batch}" for time in figures.full_times]
+    heads = ("experts", "bits", "fitted", "after a drift", "merged", "rounded", "compensated", "build s")
+    console.print("Score for mixes that one task type leads, in equal memory")
+    console.print(f"full model {figures.full:.3f}, {figures.dtype}")
+    console.print(narrow_table(heads, rows))
+    console.print(f"[dim]{LEGEND}[/dim]")
+    columns = ("version", *(f"batch of {time.batch}" for time in figures.full_times))
     for title, of in (("Decoding step", _step_s), ("Prefill", _prefill_s)):
         times = [("full model", *(f"{1000 * of(one):.2f}" for one in figures.full_times))]
         for memory in figures.memories:
@@ -82,11 +92,12 @@ def _print(figures: FittedFigures) -> None:
             size = f"{memory.expert_share:.0%}"
             times.append((f"fitted, {size}", *(f"{1000 * of(one):.2f} ({of(one) / of(other):.2f})" for one, other in pairs)))
             times.append((f"merged, {size}", *(f"{1000 * of(other):.2f}" for _, other in pairs)))
-        console.print(table(f"{title}, CPU milliseconds on one thread (times that of the merged model)", ("", *batches), times))
+        console.print(f"\n{title}, CPU milliseconds on one thread (times that of the merged model)")
+        console.print(narrow_table(columns, times))
 
 
 def _with_bits(score: float | None, bits: int | None) -> str:
-    return "does not fit" if score is None else f"{score:.3f} at {bits} bits"
+    return "too large" if score is None else f"{score:.3f}, {bits} bit{'s' * (bits != 1)}"
 
 
 def _step_s(time: StepTime) -> float:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from loadgen.bench.merge_figures import MergeFigures, RoutingFigures
 
 TARGETS = {"remerge_s": 5.0, "ratio_align_again": 20.0, "ratio_same_alignment": 3.0, "max_abs_diff": 1e-5}
+TOLD = {
+    "remerge_s": "seconds to plan, merge and sync blobs:",
+    "ratio_align_again": "times as fast as plain that aligns again:",
+    "ratio_same_alignment": "times as fast as plain of the same alignment:",
+    "max_abs_diff": "largest difference:",
+}
 
 
 @command
@@ -28,12 +34,12 @@ def merge(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
     model: options.Model = None,
     tasks: options.Tasks = None,
-    d_model: Annotated[int, typer.Option(min=2)] = 768,
-    d_ff: Annotated[int, typer.Option(min=2)] = 3072,
+    d_model: Annotated[int, typer.Option(min=2, help="Width of the vectors between layers.")] = 768,
+    d_ff: Annotated[int, typer.Option(min=2, help="Hidden units of an expert.")] = 3072,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads, 64 wide.")] = 12,
     blocks: Annotated[int, typer.Option(min=2, help="Blocks of encoder and decoder each; every second has experts.")] = 12,
     experts: Annotated[int, typer.Option(min=2, help="Experts of a layer.")] = 32,
-    vocabulary: Annotated[int, typer.Option(min=2)] = 32128,
+    vocabulary: Annotated[int, typer.Option(min=2, help="Tokens in the vocabulary.")] = 32128,
     threads: options.Threads = 2,
     json: options.Json = False,
 ) -> None:
@@ -113,7 +119,7 @@ def _print(figures: MergeFigures) -> None:
             assert isinstance(value, float)
             missed = value < target if key.startswith("ratio") else value > target
             if missed:
-                console.print(f"[yellow]{name}: {key} is {value:.3g}, the target is {target:g}[/yellow]")
+                console.print(f"[yellow]{name}: {TOLD[key]} {value:.3g}, the target is {target:g}[/yellow]")
 
 
 def _column(routing: RoutingFigures) -> dict[str, str]:

@@ -21,10 +21,10 @@ STALL_TARGET_S = 0.1
 @command
 def swap(
     swaps: Annotated[int, typer.Option(min=1, help="Swaps at each size, each to a merge for a mix that has drifted further.")] = 30,
-    fractions: Annotated[str, typer.Option(help="Shares of experts kept, with commas between.")] = "0.25,0.6",
+    fractions: Annotated[str, typer.Option(help="Shares of experts kept, with commas between.", metavar="SHARE,...")] = "0.25,0.6",
     shape: Annotated[str, typer.Option(help="switch-base-32, or pico to try it out.")] = "switch-base-32",
     users: Annotated[int, typer.Option(min=1, help="Streams at once, which is also the worker's batch.")] = 8,
-    quiet_s: Annotated[float, typer.Option(min=0.5, help="Seconds of the same load without swaps.")] = 30.0,
+    quiet_s: Annotated[float, typer.Option(min=0.5, help="Time of the same load without swaps.", metavar="SECONDS")] = 30.0,
     reserve_bytes: Annotated[
         int | None, typer.Option(min=0, help="The worker's memory for swaps; without it what the largest update asks for, and 256 MiB.")
     ] = None,
@@ -138,7 +138,7 @@ def curves_json(curves: Mapping[float, Sequence[CurvePoint]]) -> dict[str, objec
 
 
 def _print_curves(curves: Mapping[float, Sequence[CurvePoint]]) -> None:
-    columns = ("allocation", "a change must gain more than", "shipped, of full reloads", "score")
+    columns = ("allocation", "changes that gain above", "shipped, of full reloads", "score")
     for fraction, points in curves.items():
         rows = [
             (p.allocation, "from scratch" if p.keep_gain is None else f"{p.keep_gain:.0%}", f"{p.bytes_share:.1%}", f"{p.score:.3f}")

@@ -29,9 +29,12 @@ def worker(
     experts: Annotated[int, typer.Option(min=4, help="Experts in each sparse block, in multiples of 4.")] = 32,
     vocabulary: Annotated[int, typer.Option(min=100, help="Tokens in the vocabulary.")] = 32128,
     lengths: Annotated[
-        Path | None, typer.Option(help="Take lengths from this JSONL of tasks, or directory of datasets; needs --tokenizer.")
+        Path | None,
+        typer.Option(help="Take lengths from this JSONL of tasks, or directory of datasets; needs --tokenizer.", metavar="FILE|DIR"),
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory of the checkpoint whose tokenizer counts tokens.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Directory of the checkpoint whose tokenizer counts tokens.", metavar="DIR")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of both; 0 is all cores.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, lengths and token ids.")] = 0,
     json: options.Json = False,
