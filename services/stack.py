@@ -165,7 +165,7 @@ class Stack:
         self._merger = await self._start_merger()
         self.edges = self._chosen_edges(self._merger)
         for number, edge in enumerate(self.edges, FIRST_WORKER_PORT):
-            self._say(f"edge {edge.name}: merging, loading, timing ({edge.memory_bytes} bytes, speed {edge.speed:g})")
+            self._say(f"edge {edge.name}: merging, loading, timing ({edge.memory_bytes / 1e6:.2f} MB, speed {edge.speed:g})")
             worker_settings = _on_metrics_port(self._worker_settings(self._merger.address), number)
             worker = Worker(worker_settings, edge, self._log, redis, self.clock)
             self.workers[edge.name] = await self._exit.enter_async_context(worker)

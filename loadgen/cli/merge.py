@@ -12,7 +12,7 @@ import typer
 from loadgen.cli import options
 from loadgen.cli.builders import open_builder
 from loadgen.cli.compare import compared
-from loadgen.cli.console import CommandError, command, in_bytes, in_scores, in_seconds, in_shares, print_json, stdout
+from loadgen.cli.console import CommandError, command, in_bytes, in_scores, in_seconds, in_shares, print_json, progress, stdout
 from loadgen.cli.mixes import shares_of
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 from services.core.merging.recipes import PRODUCT
@@ -71,8 +71,11 @@ def merge(
     if out.exists() and not out.is_dir():
         raise CommandError(f"out: {out} is a file; give a folder")
     builder = open_builder(source, task_set, dtype, device, threads, cache)
+    tell = progress()
+    tell(f"calibrating and aligning {source} (cached after the first time)")
     builder.prepare()  # once per base model, so it is no part of the seconds of this merge
     clock = SystemClock()
+    tell(f"merging and measuring, method {method}")
     start_at_s = clock.now_s()
     build_options = BuildOptions(method=method, allocation=allocation, recovery_steps=recovery_steps)
     manifest = builder.build(mix, budget_bytes, build_options)
