@@ -44,7 +44,7 @@ def prompt_of(argument: str) -> str:
 
 
 Prompt = Annotated[str, typer.Argument(help="The prompt; - reads standard input.", metavar="PROMPT")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables; messages go to stderr.")]
 Target = Annotated[
     str,
     typer.Option(

@@ -149,7 +149,7 @@ def _print_curves(curves: Mapping[float, Sequence[CurvePoint]]) -> None:
 
 def _print(figures: SwapFigures) -> None:
     console = stdout()
-    columns = ("what", *(f"{size.fraction:.0%} of the experts" for size in figures.sizes))
+    columns = ("what", *(f"{size.fraction:.0%} of experts" for size in figures.sizes))
     cells = [_cells(size) | {"least that loading takes": in_seconds(figures.least_load_s(size))} for size in figures.sizes]
     rows = [(what, *(of_size[what] for of_size in cells)) for what in cells[0]]
     console.print(table(f"{figures.shape}, bfloat16: swaps under load", columns, rows))
@@ -164,16 +164,24 @@ def _print(figures: SwapFigures) -> None:
 
 
 def _cells(size: SizeFigures) -> dict[str, str]:
+    """One figure a row, so that no cell is broken in 80 columns."""
     return {
         "swaps": str(len(size.swaps)),
-        "tasks completed, failed": f"{size.completed}, {len(size.failures)}",
-        "gap between tokens without swaps, median, p99": f"{in_seconds(size.quiet_median_s)}, {in_seconds(size.quiet_p99_s)}",
-        "stall of a swap, median, p99": f"{in_seconds(size.stall_median_s)}, {in_seconds(size.stall_p99_s)}",
-        "the same measure where nothing is swapped, p99": in_seconds(size.quiet_stall_p99_s),
-        "fetch, load, all of a swap, medians": ", ".join(in_seconds(size.median_s(n)) for n in ("fetch_s", "load_s", "window_s")),
+        "tasks completed": str(size.completed),
+        "tasks failed": str(len(size.failures)),
+        "gap between tokens without swaps, median": in_seconds(size.quiet_median_s),
+        "gap between tokens without swaps, p99": in_seconds(size.quiet_p99_s),
+        "stall of a swap, median": in_seconds(size.stall_median_s),
+        "stall of a swap, p99": in_seconds(size.stall_p99_s),
+        "the same where nothing is swapped, p99": in_seconds(size.quiet_stall_p99_s),
+        "fetch, median": in_seconds(size.median_s("fetch_s")),
+        "load, median": in_seconds(size.median_s("load_s")),
+        "all of a swap, median": in_seconds(size.median_s("window_s")),
         "downtime, median": in_seconds(size.median_s("downtime_s")),
         "token-seconds lost a swap": f"{size.lost_token_s:.1f}",
         "shipped, of full reloads": f"{size.bytes_share:.1%}",
-        "resident memory without swaps, in swaps": f"{in_bytes(size.quiet_rss_bytes)}, {in_bytes(size.peak_rss_bytes)}",
-        "budget: process + version + reserve": f"{in_bytes(size.budget_bytes)}, of it reserve {in_bytes(size.reserve_bytes)}",
+        "resident memory without swaps": in_bytes(size.quiet_rss_bytes),
+        "resident memory in swaps": in_bytes(size.peak_rss_bytes),
+        "budget: process + version + reserve": in_bytes(size.budget_bytes),
+        "reserve of that": in_bytes(size.reserve_bytes),
     }
