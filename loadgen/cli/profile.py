@@ -12,7 +12,7 @@ import typer
 
 from loadgen.cli import options
 from loadgen.cli.builders import open_builder
-from loadgen.cli.console import command, in_bytes, in_seconds, print_json, stderr, stdout, table
+from loadgen.cli.console import command, in_bytes, in_seconds, narrow_table, print_json, stderr, stdout
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 from services.core.merging.recipes import PAPER
 
@@ -124,15 +124,18 @@ def _write(report: ProfileReport, data: dict[str, object], out: Path) -> tuple[P
 def _print(report: ProfileReport, sources: tuple[str, str], files: Sequence[Path]) -> None:
     console = stdout()
     types = report.task_types
-    title = (
-        f"Merged to {report.share:.0%} of the experts ({in_bytes(report.budget_bytes)} of {in_bytes(report.full_bytes)}, "
-        f"{report.bits_per_expert_weight:.2f} bits per original expert weight)"
+    console.print(
+        f"Merged to {report.share:.0%} of the experts: {in_bytes(report.budget_bytes)} of {in_bytes(report.full_bytes)}, "
+        f"{report.bits_per_expert_weight:.2f} bits an expert weight"
     )
-    console.print(table(title, ("merged for", *types, "mean", "experts", "built in"), list(_merged_rows(report)), text_columns=1))
-    console.print(table("Unmerged", ("experts", *types, "mean", "bytes", "bits a weight"), list(_unmerged_rows(report)), text_columns=1))
+    console.print(narrow_table(("merged for", *types, "mean", "experts", "built in"), list(_merged_rows(report))))
+    console.print("\nUnmerged, quantised by rounding to so many bits a weight, scales included")
+    console.print(narrow_table(("experts", *types, "mean", "bytes", "bits"), list(_unmerged_rows(report))))
+    console.print("[dim]* fits the same bytes[/dim]" if report.same_bytes else "[dim]even 1 bit does not fit the same bytes[/dim]")
     times = report.service_times
     rows = [(str(size), in_seconds(times.prefill_s[size]), in_seconds(times.step_s[size])) for size in sorted(times.step_s)]
-    console.print(table("Service times of the full model on this machine", ("batch", "prompts read", "one step"), rows))
+    console.print("\nService times of the full model on this machine")
+    console.print(narrow_table(("batch", "prompts read", "one step"), rows))
     console.print(f"[dim]scored on {sources[0]} ({sum(report.num_items.values())} items); calibrated on {sources[1]}[/dim]")
     console.print("\n".join(str(file) for file in files))
 
@@ -148,15 +151,13 @@ def _merged_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
 def _unmerged_rows(report: ProfileReport) -> Iterator[tuple[str, ...]]:
     yield ("as they are", *_cells(report, report.full), in_bytes(report.full_bytes), report.dtype)
     for row in report.quantised:
-        same = " (fits the same bytes)" if report.same_bytes is not None and row.bits == report.same_bytes.bits else ""
+        same = " *" if report.same_bytes is not None and row.bits == report.same_bytes.bits else ""
         yield (
             f"{row.bits} {'bit' if row.bits == 1 else 'bits'}{same}",
             *_cells(report, row.quality),
             in_bytes(row.model_bytes),
             f"{row.bits_per_weight:.2f}",
         )
-    if report.same_bytes is None:
-        yield ("even 1 bit does not fit the same bytes", *("-" for _ in report.task_types), "-", "-", "-")
     yield ("zeroed", *_cells(report, report.zero_experts), "-", "0")
 
 

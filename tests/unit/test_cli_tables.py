@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from loadgen.bench.fitted import FittedFigures, MemoryFigures, StepTime
 from loadgen.cli.bench.fitted import _print
 from loadgen.cli.main import app
+from loadgen.cli.profile import _print as print_profile
+from services.model.profile import MergedRow, ProfileReport, QuantisedRow, ServiceTimes
 
 
 def step_times(factor: float) -> tuple[StepTime, ...]:
@@ -49,3 +51,20 @@ def test_what_simulated_figures_mean_is_said_below_them(simulated):
     told = "\n".join(simulated)
     assert all(f"\n{word}: " in told for word in ("positive cost", "eq. (1)", "table cost", "process time", "p50, p99", "downtime"))
     assert "2 seeds, mean ± half of the 95 % interval" in told
+
+
+def test_a_profile_of_five_task_types_fits_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    types = ("alternative", "facts", "pronoun", "question", "sentence")
+    quality = dict.fromkeys(types, 0.123)
+    merged = MergedRow("version", 102, 1_300_000, 3.21, 0.0, quality, quality, {})
+    quantised = tuple(QuantisedRow(bits, bits + 0.5, 1_300_000, quality) for bits in (8, 4, 1))
+    report = ProfileReport(
+        "base", "float32", types, dict.fromkeys(types, 300), 0.25, 1_300_000, 3_600_000, 8.0, quality, {}, quality,
+        dict.fromkeys(types, merged), merged, quantised[1], quantised, ServiceTimes({1: 0.01}, {1: 0.002}),
+    )  # fmt: skip
+    print_profile(report, ("held out", "calibration"), [])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["merged", "for", *types, "mean", "experts", "built", "in"]
+    assert [line.split()[2:] for line in lines if line.startswith("4 bits")] == [["*", *["0.123"] * 6, "1.30", "MB", "4.50"]]

@@ -124,7 +124,7 @@ def _percentiles(figures: WorkerFigures) -> list[tuple[str, ...]]:
         "between tokens": figures.between_tokens,
         "completion": figures.completion,
         "completion, merged": figures.merged.completion,
-        "completion of the best static batch, from its start": figures.static_completion,
+        "completion, best static batch, from its start": figures.static_completion,
     }
     return [(name, *(in_seconds(value) for value in found.values())) for name, found in named.items()]
 
