@@ -26,12 +26,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(if $(S
 .PHONY: help install demo demo-model test check format lint types imports proto proto-check buf unit up down e2e faults clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  PYTHON=python3.12      the Python to make .venv with"
-	@echo "  TORCH_INDEX=URL        where to get torch (https://download.pytorch.org/whl/cpu: the CPU build)"
+	@echo "  TORCH_INDEX=URL        where to get torch; the CPU build is at"
+	@echo "                         https://download.pytorch.org/whl/cpu"
 	@echo "  WORKERS=4 SLOW=1       for make test"
-	@echo "  COMPOSE='-f docker-compose.yml -f infra/compose.secure.yml'   overlays for make up and make down"
+	@echo "  COMPOSE='-f docker-compose.yml -f infra/compose.secure.yml'"
+	@echo "                         overlays for make up and make down"
 
 install: $(STAMP) ## Make .venv with everything in it
 
@@ -44,16 +46,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[worker,report,otel,dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Replay a drifting load three times on the shipped model; the report lands in out/demo
+demo: $(STAMP) ## Replay a drifting load three times: out/demo/report.html
 	$(BIN)/moedge demo --out $(OUT)
 
 # Larger malloc thresholds spare the training a page fault for every activation it allocates.
-demo-model: $(STAMP) ## Train the shipped model again and check it (25 to 40 minutes on 2 cores), into MODEL_OUT
+demo-model: $(STAMP) ## Train the shipped model again (25 to 40 minutes on 2 cores)
 	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=200000000 \
 		$(BIN)/python infra/demo-model/train.py --out $(MODEL_OUT) --log $(MODEL_OUT)/train.log
 	$(BIN)/python infra/demo-model/check.py $(MODEL_OUT) --items 1500 --json $(MODEL_OUT)/check.json
 
-test: $(STAMP) ## Every test that this machine can run; says which it skipped and why
+test: $(STAMP) ## Every test that this machine can run; says what it skipped
 	$(PYTEST) -rs $(if $(JUNIT),--junitxml=$(JUNIT))
 
 check: format lint types imports proto-check buf unit ## Formatting, lint, types, layers, protos, unit tests
@@ -77,7 +79,8 @@ unit: $(STAMP) ## The fast tests
 	$(PYTEST) -q tests/unit
 
 # The engine and the simulator as machine code, made of a copy of the sources. Nothing takes it unless PYTHONPATH says so, so what serves and
-# what is edited are always the sources. A newer source makes it anew, and moedge refuses a copy of other sources.
+# what is edited are always the sources: PYTHONPATH=build/compiled .venv/bin/moedge simulate ... A newer source makes it anew, and moedge
+# refuses a copy of other sources.
 COMPILED := build/compiled
 OFFLOAD := services/core/offload
 HOT := $(addprefix $(OFFLOAD)/,waits.py ledger.py wait_board.py engine.py estimator.py estimates.py table.py candidates.py given.py) \
@@ -85,7 +88,7 @@ HOT := $(addprefix $(OFFLOAD)/,waits.py ledger.py wait_board.py engine.py estima
 	$(OFFLOAD)/policies/onto.py $(addprefix loadgen/simulator/,simulation.py edge.py timeline.py)
 
 .PHONY: compiled unit-compiled
-compiled: $(COMPILED)/.made ## Compile engine and simulator for long simulations: PYTHONPATH=build/compiled .venv/bin/moedge simulate ...
+compiled: $(COMPILED)/.made ## Compile engine and simulator, for long simulations
 
 $(COMPILED)/.made: $(STAMP) pyproject.toml $(shell find services loadgen -name '*.py')
 	@command -v cc >/dev/null || { echo "a C compiler is needed: on Debian, apt-get install gcc; without, simulations run all the same" >&2; exit 1; }
@@ -93,7 +96,7 @@ $(COMPILED)/.made: $(STAMP) pyproject.toml $(shell find services loadgen -name '
 	cd $(COMPILED) && $(CURDIR)/$(BIN)/python -m mypyc $(HOT) >mypyc.log 2>&1 || { tail -20 mypyc.log >&2; exit 1; }
 	@touch $@
 
-unit-compiled: compiled ## The tests of engine and simulator, on the compiled code (but for one that reads sources)
+unit-compiled: compiled ## The tests of engine and simulator, on the compiled code
 	$(PYTEST) -q -o pythonpath='$(COMPILED) .' -k 'not source_of_chance' tests/unit/test_offload*.py tests/unit/test_simulator*.py tests/contract/test_offload_policies.py
 
 .PHONY: fix
@@ -126,7 +129,7 @@ define engine
 @docker info >/dev/null 2>&1 || { echo "no Docker engine answers: start it, or join its group (docker info says more)" >&2; exit 1; }
 endef
 
-up: ## Build the images and bring the whole stack up, healthy, in containers
+up: ## Build the images and bring the whole stack up in containers
 	$(engine)
 	docker compose $(COMPOSE) up --build --wait --wait-timeout 300 --quiet-pull
 	@echo "broker at $$(docker compose port broker 50051), try: moedge status --target $$(docker compose port broker 50051)"
@@ -135,10 +138,10 @@ down: ## Remove the containers, networks and volumes of the stack
 	$(engine)
 	docker compose $(COMPOSE) --profile '*' down --volumes --remove-orphans
 
-e2e: $(STAMP) ## Drive and break the stack that `make up` started (15 minutes)
+e2e: $(STAMP) ## Drive and break the stack of make up (15 minutes)
 	$(BIN)/pytest -m e2e --e2e -rs tests/e2e $(if $(JUNIT),--junitxml=$(JUNIT))
 
-faults: $(STAMP) ## The same faults at full counts and durations (an hour or more)
+faults: $(STAMP) ## The same faults at full counts and durations (an hour)
 	$(BIN)/pytest -m e2e --e2e --faults full -rs tests/e2e/test_faults.py tests/e2e/test_update_faults.py
 
 clean: ## Remove the environment and everything made

@@ -64,12 +64,12 @@ def _print(figures: SimulatorFigures) -> None:
         (
             "SimPy, same engine: ONTO without updates",
             f"{figures.simpy_onto_tasks_per_s:,.0f}",
-            f"ours without updates: {figures.ratio_simpy_onto:.2f} x",
+            f"ours {figures.ratio_simpy_onto:.2f} x",
         ),
         (
             "SimPy, nothing decides: servers in turn",
             f"{figures.simpy_tasks_per_s:,.0f}",
-            f"ours with everything: {figures.ratio_simpy:.2f} x",
+            f"ours, all of it, {figures.ratio_simpy:.2f} x",
         ),
     ]
     if figures.compiled_tasks_per_s is not None:
@@ -78,7 +78,7 @@ def _print(figures: SimulatorFigures) -> None:
     console.print(
         table(
             f"{figures.num_edges} edges, on one core, {'compiled' if figures.compiled else 'as installed'} where nothing else is said",
-            ("what", "tasks/s", ""),
+            ("what", "tasks/s", "beside"),
             rows,
         )
     )
