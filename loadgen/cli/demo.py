@@ -42,6 +42,7 @@ def demo(
 ) -> None:
     """Show what re-merging is worth while what users ask for drifts: ONTO with portfolio (ours), with JTOM (the paper's), and alone.
 
+    ONTO sends each task to the edge with the lowest predicted cost; portfolio and JTOM say when an edge should get a newly merged model.
     All runs get the same tasks at the same instants and start from versions for the first mix. Exit code 1 if a verdict fails (late sends
     aside, which the report points out).
     """

@@ -23,7 +23,7 @@ COLOURS = {"reproduced": "green", "not reproduced": "yellow", "contradicted": "r
 
 @command
 def reproduce(
-    experiments: Annotated[list[str], typer.Argument(help=f"{options.EXPERIMENTS}, or all.", metavar="EXPERIMENT...")],
+    experiments: Annotated[list[str], typer.Argument(help=f"{options.EXPERIMENTS}, or all.", metavar="EXPERIMENT")],
     out: Annotated[Path, typer.Option(help="Folder of the page, data, plots and finished runs.", metavar="DIR")] = Path("out/paper"),
     seeds: Annotated[int, typer.Option(min=2, help="Runs of each comparison, paired.")] = 10,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time, each on a core of its own; 0: as many as there are cores.")] = 0,
@@ -31,6 +31,8 @@ def reproduce(
     json: options.Json = False,
 ) -> None:
     """Run the paper's experiments and say of each of its claims: reproduced, not reproduced, or contradicted.
+
+    The paper: Efficient MoE Model Inference at the Edge via Adaptive Expert Merging.
 
     Goes on where it was interrupted; what was computed from the same inputs is not computed again.
     """
