@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from loadgen.bench.swap.figures import SizeFigures, SwapFigures
 
 STALL_TARGET_S = 0.1
+CURVE_LEGEND = """\
+changes that gain above: what the edge holds is replaced where that gains more
+from scratch: planned as if the edge held nothing
+score: of --model on the mix that each version was built for"""
 
 
 @command
@@ -144,7 +148,8 @@ def _print_curves(curves: Mapping[float, Sequence[CurvePoint]]) -> None:
             (p.allocation, "from scratch" if p.keep_gain is None else f"{p.keep_gain:.0%}", f"{p.bytes_share:.1%}", f"{p.score:.3f}")
             for p in points
         ]
-        stdout().print(table(f"{fraction:.0%} of the experts", columns, rows))
+        stdout().print(table(f"{fraction:.0%} of the experts, means of updates to a mix that drifts", columns, rows))
+    stdout().print(f"[dim]{CURVE_LEGEND}[/dim]")
 
 
 def _print(figures: SwapFigures) -> None:
