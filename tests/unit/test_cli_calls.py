@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -39,6 +40,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "prompt: empty; write one")
         if request.prompt == "busy":
             refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "every queue is full")
+        if request.prompt == "slow":
+            threading.Event().wait(1)
         yield inference_pb2.GenerateResponse(accepted=inference_pb2.Accepted(edge_id="barn", predicted_quality=0.9))
         for word in request.prompt.split():
             yield inference_pb2.GenerateResponse(token=inference_pb2.Token(text=f"{word} "))
@@ -62,6 +65,8 @@ class FakeBroker(broker_pb2_grpc.BrokerServiceServicer):
         return broker_pb2.ListEdgesResponse(edges=[EDGE], policy="onto", base_model="base", quality_scale=1.0, kafka_connected=True)
 
     def Explain(self, request, context):
+        if request.prompt == "":
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "prompt: empty; write one")
         near = broker_pb2.CandidateEstimate(edge_id="barn", completion_time=duration(0.5), quality=0.9, cost=0.05)
         return broker_pb2.ExplainResponse(
             chosen="barn",
@@ -178,6 +183,19 @@ def test_an_unknown_edge_is_bad_input(target):
     result = run("edges", "pin", "shed", "--target", target)
     assert result.exit_code == 2
     assert result.stderr.strip() == "moedge: NOT_FOUND edge 'shed' is not known here"
+
+
+def test_an_answer_that_does_not_come_in_time_is_told_once_and_without_the_words_of_grpc(target):
+    result = run("infer", "slow", "--timeout", "0.05", "--target", target)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("moedge: no answer within the deadline; ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["infer", "explain"])
+def test_a_dash_reads_the_prompt_from_standard_input(target, command):
+    asked = CliRunner().invoke(app, [command, "-", "--target", target], input="")
+    assert "prompt: empty; write one" in asked.stderr
 
 
 CALLS = [("infer", "hi"), ("explain", "hi"), ("status",), ("edges", "pin", "barn"), ("edges", "drain", "barn")]
