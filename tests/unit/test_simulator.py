@@ -174,7 +174,10 @@ def test_bad_input_ends_in_one_line_that_names_the_cure(arguments, message):
         ("[load]\nrate_per_s = 1.0\n[[load.phases]]\nstart = 0.0\nmix = { fact = 1 }\n[[edges]]\nname = 'a'", "did you mean facts?"),
         ("[load]\nrate_per_s = 1.0\narrivals = 'psn'", "choose one of poisson"),
         ("[load]\nrate_per_s = 1.0", "give at least one [[edges]]"),
-        ("[[edges]]\nname = 'a'\nspeed = 0\n[load]\nrate_per_s = 1.0", "speed is 0.0: it must be above 0"),
+        ("[[edges]]\nname = 'a'\nspeed = 0\n[load]\nrate_per_s = 1.0", "edges[0]: speed is 0.0: it must be above 0"),
+        ("[[edges]]\nname = 'a'\nmemory_share = 22\n[load]\nrate_per_s = 1.0", "edges[0]: memory_share is 22.0: a share from 0 to 1"),
+        ("[load]\nrate_per_s = 1.0\nusers = 2.5", "load.users: 2.5 is no whole number"),
+        ("[load]\nrate_per_s = 1.0\nusers = 0", "load: users is 0: it must be 1 or more"),
     ],
 )
 def test_a_scenario_file_with_a_mistake_is_refused_by_field_and_cure(tmp_path, text, message):
