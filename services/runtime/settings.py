@@ -118,6 +118,8 @@ def _line(settings: type[ServiceSettings], location: tuple[int | str, ...], mess
         return f"{_env_prefix(settings)}*: {message}"
     name = str(location[0])
     if name in settings.model_fields:
+        if message == "Field required":
+            message = f"missing; give {settings.model_fields[name].description or 'it'}"
         return f"{_env_prefix(settings)}{name.upper()}: {message}"
     names = set(settings.model_fields)
     return f"{name}: no such setting{_nearest(name, names)}"

@@ -87,6 +87,7 @@ def test_help_imports_neither_torch_nor_grpc():
         (["serve", "broker", "--port"], "--port: needs a value"),
         (["serve", "broker", "--redis-url", "nowhere"], "redis_url: 'nowhere' is no URL of Redis; write redis://HOST:PORT"),
         (["bench", "broker", "--redis", "nowhere"], "redis_url: 'nowhere' is no URL of Redis; write redis://HOST:PORT"),
+        (["serve", "merger"], "MOEDGE_MERGER_MODEL: missing; give checkpoint directory or hub id of the base model"),
         (["simulate", "drfit"], "scenario drfit is unknown; did you mean drift?"),
         (["simulate", "drift", "--policies", "ontoo"], "policy 'ontoo' is unknown; did you mean onto?"),
         (["simulate", "trace"], "load.arrivals is trace: give the file with --trace"),
@@ -98,7 +99,7 @@ def test_help_imports_neither_torch_nor_grpc():
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, args, complaint):
     monkeypatch.chdir(tmp_path)
-    for name in ("MOEDGE_BROKER_PROT", "MOEDGE_BROKER_PORT", "MOEDGE_BROKER_REDIS_URL"):
+    for name in ("MOEDGE_BROKER_PROT", "MOEDGE_BROKER_PORT", "MOEDGE_BROKER_REDIS_URL", "MOEDGE_MERGER_MODEL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     broken = tmp_path / "broken.csv"
