@@ -111,11 +111,11 @@ def view_for(console: Console, *, quiet: bool) -> ReplayView:
 
 def picture(progress: Progress) -> RenderableType:
     """The live view at one instant."""
-    return Group(_headline(progress), _bar(progress), _mix_line(progress), _edge_table(progress))
+    return Group(_counts(progress), _worth(progress), _bar(progress), _mix_line(progress), _edge_table(progress))
 
 
-def _headline(progress: Progress) -> Text:
-    text = Text.assemble(
+def _counts(progress: Progress) -> Text:
+    return Text.assemble(
         (progress.name, "bold"),
         f"   sent {progress.sent}/{progress.planned}   in flight {progress.in_flight}   ",
         (f"completed {progress.completed}", "green"),
@@ -123,10 +123,15 @@ def _headline(progress: Progress) -> Text:
         (f"failed {progress.failed}", "red" if progress.failed else "dim"),
         "   ",
         (f"rejected {progress.rejected}", "red" if progress.rejected else "dim"),
-        "   positive cost ",
-        (_number(progress.positive_cost), "bold"),
-        "   quality ",
-        (_number(progress.quality), "bold"),
+        no_wrap=False,
+        overflow="fold",
+    )
+
+
+def _worth(progress: Progress) -> Text:
+    cost = _number(progress.positive_cost) + " s" * (progress.positive_cost is not None)
+    text = Text.assemble(
+        "positive cost ", (cost, "bold"), "   quality ", (_number(progress.quality), "bold"), no_wrap=False, overflow="fold"
     )
     if progress.late_share > 0.01:
         text.append(f"   {progress.late_share:.1%} sent late", style="bold red")
@@ -138,15 +143,15 @@ def _bar(progress: Progress) -> Table:
     table.add_column(ratio=1)
     table.add_column(justify="right", no_wrap=True)
     elapsed_s = min(max(progress.elapsed_s, 0.0), progress.planned_s)
-    table.add_row(
-        ProgressBar(total=max(progress.planned_s, 1e-9), completed=elapsed_s), f"{progress.elapsed_s:.0f} of {progress.planned_s:.0f} s"
-    )
+    table.add_row(ProgressBar(total=max(progress.planned_s, 1e-9), completed=elapsed_s), f"{elapsed_s:.0f} of {progress.planned_s:.0f} s")
     return table
 
 
 def _mix_line(progress: Progress) -> Text:
     shares = sorted(progress.mix.items(), key=lambda pair: -pair[1])
-    return Text("mix   " + "   ".join(f"{name} {share:.0%}" for name, share in shares if share > 0.005), style="dim")
+    return Text(
+        "mix   " + "   ".join(f"{name} {share:.0%}" for name, share in shares if share > 0.005), style="dim", no_wrap=False, overflow="fold"
+    )
 
 
 def _edge_table(progress: Progress) -> Table:

@@ -1,6 +1,7 @@
 """Live views: what a terminal, a log and `--json` show of a running replay."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -46,6 +47,16 @@ def test_the_live_picture_shows_edges_versions_queue_wait_and_mix():
     for part in ("sent 5/40", "facts 75%", "abcdef01", "updating", "0.25 s", "positive cost 1.500", "20.0% sent late"):
         assert part in text
     assert "abcdef012" not in text
+
+
+def test_80_columns_cut_nothing_off_the_live_picture():
+    written = io.StringIO()
+    console = Console(width=80, file=written, soft_wrap=True, force_terminal=True, color_system=None)
+    view = LiveView(console)
+    with view:
+        view.show(replace(make_progress(), name="ONTO + portfolio (ours)", planned=1012, sent=1000, completed=990))
+    for part in ("rejected 1", "positive cost 1.500 s", "quality 0.500", "20.0% sent late", "5 of 20 s"):
+        assert part in written.getvalue()
 
 
 def test_a_log_gets_one_plain_line():
