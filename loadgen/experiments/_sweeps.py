@@ -143,7 +143,7 @@ def tables(swept: Sweep, name: str, x_label: str) -> list[Table]:
     )
     heads = (
         "eq. (1) a task",
-        "process time - 0.05 total quality, a task",
+        "tables' cost a task",
         "positive cost",
         "process time a task, s",
         "quality",

@@ -89,8 +89,8 @@ def _findings(swept: Sweep, scaled: Scaled, stable: list[float]) -> list[str]:
     scales = sorted({scale for _, scale in scaled})
     told = ", ".join(f"{scale:g}: {_cheapest(scaled, scale)}" for scale in scales)
     return [
-        f"At {x:g} tasks a second {slowest} takes {slow:.1f} s a task and {fastest} {fast:.2f} s; by eq. (1) they stand "
-        f"{best.index(slowest) + 1}. and {best.index(fastest) + 1}. of {len(best)}.",
+        f"At {x:g} tasks a second {slowest} takes {slow:.1f} s a task and {fastest} {fast:.2f} s; by eq. (1) they take "
+        f"places {best.index(slowest) + 1} and {best.index(fastest) + 1} of {len(best)}.",
         f"The arm with the least positive cost by what a full point of quality is worth in seconds: {told}.",
     ]
 
