@@ -117,7 +117,7 @@ def _scales_table(scaled: Scaled) -> Table:
             for figure in ("mean_quality", "completion_mean_s", "completion_p99_s", "updates")
         }
         cost = _cost(scaled, arm, scale)
-        rows.append((whole(scale), arm, cost.mean, cost.ci95, *(value.mean for value in told.values())))
+        rows.append((scale, arm, cost.mean, cost.ci95, *(value.mean for value in told.values())))
     columns = ("quality scale, s", "arm", "positive cost", "± 95 %", "quality", "completion mean, s", "p99 s", "updates")
     return Table("scales", "What a point of quality is worth", columns, tuple(rows))
 
