@@ -42,8 +42,13 @@ class _Load:
     seed: int
 
 
+# Options of a stack that is started here.
+_OF_STACK = ("model", "edges", "policy", "trigger", "quality_scale", "dtype", "device", "threads", "cache")
+
+
 @command
 def replay(
+    context: typer.Context,
     model: options.Model = None,
     tasks: options.Tasks = None,
     target: Annotated[
@@ -91,8 +96,10 @@ def replay(
     from services.runtime.net import PLAINTEXT
     from services.tasks.sources import open_tasks
 
-    if target is not None and any(value is not None for value in (model, cache)):
-        raise CommandError("target: --model and --cache belong to a stack that is started here; leave them out, or leave out --target")
+    given = [name for name in _OF_STACK if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if target is not None and given:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise CommandError(f"target: a stack that runs already takes no {told}; leave that out, or leave out --target")
     items = open_tasks(tasks_or_toy(tasks, model), "heldout")
     load = _Load(items, _arrivals(trace, speed, rate, duration, seed), mix_of(mix, items.task_types, duration), users, seed)
     chosen = StackOptions(edges, model, tasks, policy, trigger, quality_scale, dtype, device, threads, cache)
