@@ -60,7 +60,10 @@ def _figures(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _one_value_each(name: str, cells: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    """A figure of several quantiles as a row for each, so that no cell is broken in 80 columns."""
+    """A figure of several quantiles, or of a part and its whole, as a row for each, so that no cell is broken in 80 columns."""
+    if all(" of " in cell for cell in cells):
+        parts, wholes = zip(*(cell.split(" of ") for cell in cells), strict=True)
+        return [(name, parts), ("  of full reloads' bytes", wholes)]
     labels, values = name.split(" / "), [cell.split(" / ") for cell in cells]
     if len(labels) == 1 or any(len(of_cell) != len(labels) for of_cell in values):
         return [(name, cells)]

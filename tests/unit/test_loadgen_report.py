@@ -1,5 +1,6 @@
 """The report: figures from records, which drift an update followed, and a page that points nowhere outside itself."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -160,6 +161,16 @@ def test_the_terminal_summary_shows_both_runs_and_each_task_type():
     assert all(task_type in text for task_type in TYPES)
     assert "positive cost" in text
     assert "with updates: realised quality +" in text
+
+
+def test_the_terminal_summary_breaks_no_figure_of_a_run_in_80_columns():
+    console = Console(width=80, record=True, force_terminal=False, file=io.StringIO())
+    print_summary(console, document(make_report(), NOW))
+    rows = [line.rstrip() for line in console.export_text().splitlines()]
+    rows = rows[1 : rows.index("")]
+    assert not [row for row in rows if row.startswith("   ")], "the rest of a broken cell"
+    (shipped,) = [line for line in rows if line.startswith("  of full reloads' bytes")]
+    assert shipped.count("MiB") == len(make_report().runs)
 
 
 def test_merge_events_become_one_update_with_its_swap_report():
