@@ -57,8 +57,8 @@ def simulate(
         str,
         typer.Option(
             help=f"With commas between. Offload policies: {options.POLICIES}; all. With a trigger of their own: ours (onto + portfolio), "
-            "quantised (unmerged model at few bits) and static (the first merges kept), which never update; clairvoyant is told when "
-            "the mix changes. oracle: onto told what others predict."
+            "quantised (unmerged model at few bits) and static (one merge for the mean mix on every edge), which never update; "
+            "clairvoyant, which is told when the mix changes. oracle: onto told what others predict."
         ),
     ] = "ours,onto,random",
     triggers: Annotated[str, typer.Option(help=f"Merge triggers with commas between: {options.TRIGGERS}; all.")] = "jtom",
