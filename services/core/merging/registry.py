@@ -5,13 +5,13 @@ The name is the file's name with dashes (`mc_smoe.py` is "mc-smoe"); files that 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from types import ModuleType
 from typing import Any
 
 from services.core.merging.errors import OptionError
+from services.core.naming import nearest
 
 
 def names(package: str) -> tuple[str, ...]:
@@ -34,7 +34,6 @@ def _module(package: str, name: str) -> ModuleType:
     known = names(package)
     if name not in known:
         kind = package.rsplit(".", 1)[-1].removesuffix("s")
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"{kind} {name!r} is unknown{hint} There are: {', '.join(known)}")
+        there_are = f"there are {', '.join(known)}"
+        raise OptionError(f"{kind} {name!r} is unknown; {nearest(name, known, there_are)}")
     return importlib.import_module(f"{package}.{name.replace('-', '_')}")
