@@ -86,7 +86,7 @@ def read_model(
 
 def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest) -> list[ExpertStack]:
     """The experts of `manifest` for a model that serves `present_manifest`: equal layers are shared, equal groups copied in memory
-    where they are plain, and shared too where they are laid out for products.
+    where they are plain, and shared too where they are laid out for products; packed experts that are laid out are read again.
 
     Use with `present.with_experts`. The rest of both versions must be the same blob, else `BlobError`: read the whole model then.
     """
@@ -97,6 +97,7 @@ def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, p
         for layer in range(len(present_manifest.index_maps))
         for blob in present_manifest.group_blobs(layer)
     }
+    is_to_serve = any(stack.is_blocked for stack in present.experts)
     stacks = []
     for layer, index_map in enumerate(manifest.index_maps):
         digests = [blob.digest for blob in manifest.group_blobs(layer)]
@@ -104,8 +105,7 @@ def read_experts(store: BlobStore, manifest: ModelManifest, present: MoeModel, p
         if digests == now and index_map == present_manifest.index_maps[layer]:
             stacks.append(present.experts[layer])
             continue
-        is_blocked = any(isinstance(weight, BlockedStack) for weight in present.experts[layer].weights.values())
-        stacks.append(_read_stack(store, manifest, layer, present.device, held, is_blocked))
+        stacks.append(_read_stack(store, manifest, layer, present.device, held, is_to_serve))
     return stacks
 
 
@@ -120,7 +120,8 @@ def _read_stack(
     blobs = manifest.group_blobs(layer)
     index_map = manifest.index_maps[layer]
     if not blobs or any(blob.kind == PACKED for blob in blobs):
-        return read_packed(store, manifest, layer, device, held)
+        packed = read_packed(store, manifest, layer, device, held)
+        return packed.blocked() if to_serve else packed
     if [blob.group for blob in blobs] != list(range(len(blobs))) or set(index_map) != set(range(len(blobs))):
         raise BlobError(f"version {manifest.version}: layer {layer} maps experts to groups that its blobs do not hold")
     weights: dict[str, Tensor] = {}

@@ -52,7 +52,7 @@ def read_packed(store: BlobStore, manifest: ModelManifest, layer: int, device: t
 def _record(store: BlobStore, blob: BlobRef, held: Held) -> tuple[RecordLayout, Tensor]:
     if blob.digest in held:
         stack, row = held[blob.digest]
-        if isinstance(stack.weights, PackedWeights):
+        if isinstance(stack.weights, PackedWeights) and not stack.weights.is_laid_out(row):
             return stack.weights.at(row)
     tensors = store.read(blob.digest)
     if len(tensors) != 1:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from services.model.families.blocked import blocked_stack
+from services.model.families.blocked import BlockedStack, blocked_stack
 from services.model.families.layers import Expert
 from services.model.families.packed_weights import PackedWeights
 
@@ -66,6 +66,13 @@ class ExpertStack:
     def is_packed(self) -> bool:
         return isinstance(self.weights, PackedWeights)
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether some of it is laid out for products."""
+        if isinstance(self.weights, PackedWeights):
+            return self.weights.is_blocked
+        return any(isinstance(weight, BlockedStack) for weight in self.weights.values())
+
     def shapes_problem(self, expected: Mapping[str, tuple[int, int]]) -> str | None:
         """What keeps these experts from being ones of matrices so large (packed ones may have fewer hidden units); none if nothing does."""
         if isinstance(self.weights, PackedWeights):
@@ -74,8 +81,8 @@ class ExpertStack:
         return None if found == expected else f"shapes {found}"
 
     def blocked(self) -> ExpertStack:
-        if self.is_packed:
-            return self
+        if isinstance(self.weights, PackedWeights):
+            return ExpertStack(self.weights.blocked(), self.index_map)
         return ExpertStack({name: blocked_stack(weight) for name, weight in self.weights.items()}, self.index_map)
 
     def num_bytes(self) -> int:

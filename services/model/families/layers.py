@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from services.model.errors import PromptError
 from services.model.families.blocked import BlockedStack, product, rectified_product, row_of
+from services.model.families.four_bits import FourBitForm, FourBitMatrix
 from services.model.families.packed_weights import PackedWeights
 
 Activation = Callable[[Tensor], Tensor]
@@ -43,14 +44,21 @@ def gated_expert(activation: Activation) -> Expert:
     return lambda product, x: product(product(x, "gate", activation) * product(x, "up", None), "wo", None)
 
 
-def linear(x: Tensor, weight: Tensor, activation: Activation | None = None) -> Tensor:
-    """`activation(x @ weight.T)`, the product in the dtype the weight is stored in; the result is float32.
+def linear(x: Tensor, weight: Tensor | FourBitMatrix, activation: Activation | None = None) -> Tensor:
+    """`activation(x @ weight.T)`, the product in the dtype the weight is stored in (bfloat16 at 4 bits); the result is float32.
 
     But rectified it may stay in that dtype, since rounding it is the same before and after: the next product gets the same bits.
     """
-    if weight.is_mkldnn and activation is F.relu:
-        return rectified_product(x.to(weight.dtype), weight)
-    made = product(x.to(weight.dtype), weight) if weight.is_mkldnn else F.linear(x.to(weight.dtype), weight)
+    if isinstance(weight, FourBitMatrix):
+        made = weight.product(x.to(torch.bfloat16))
+        if activation is F.relu:
+            return made.relu_()
+    elif weight.is_mkldnn:
+        if activation is F.relu:
+            return rectified_product(x.to(weight.dtype), weight)
+        made = product(x.to(weight.dtype), weight)
+    else:
+        made = F.linear(x.to(weight.dtype), weight)
     return made.float() if activation is None else activation(made.float())
 
 
@@ -210,15 +218,18 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
             return made if activation is None else activation(made)
 
         return expert(grouped, x)
-    return _one_product_an_expert(x, counts, weights, expert)
+    dtype = next(iter(weights.values())).dtype
+    return _one_product_an_expert(x.to(dtype), counts, lambda name, row: row_of(weights[name], row), expert)
 
 
 def _packed(x: Tensor, rows: Tensor, weights: PackedWeights, expert: Expert) -> Tensor:
-    """As `apply_experts`: a form at a time, its experts unpacked for the tokens that hit them. Tokens of no expert get zeros."""
+    """As `apply_experts`: a form at a time, unless laid out its experts unpacked for the tokens that hit them. Tokens of none get zeros."""
     outputs = torch.zeros_like(x)
     for part in weights.tokens(rows):
         own = x.index_select(0, part.places)
-        if len(part.rows) * part.form.num_weights <= GATHER_PARAMS:
+        if isinstance(part.form, FourBitForm):
+            made = _one_product_an_expert(own.to(torch.bfloat16), torch.bincount(part.rows), part.form.matrix, expert)
+        elif len(part.rows) * part.form.num_weights <= GATHER_PARAMS:
             made = _multiplied(own, part.form.unpacked(part.rows), expert)
         else:
             hit, local = torch.unique_consecutive(part.rows, return_inverse=True)
@@ -256,15 +267,15 @@ def _has_grouped_product(weight: Tensor) -> bool:
     return weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) >= (8, 0)
 
 
-def _one_product_an_expert(x: Tensor, counts: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
-    """As `_in_order`; `counts` (num_kept,) tokens each."""
-    parts = torch.split(x.to(next(iter(weights.values())).dtype), counts.tolist())
+def _one_product_an_expert(x: Tensor, counts: Tensor, matrix_of: Callable[[str, int], Tensor | FourBitMatrix], expert: Expert) -> Tensor:
+    """As `_in_order`; `counts` tokens each of as many experts, `matrix_of` a name and one of them."""
+    parts = torch.split(x, counts.tolist())
     outputs = [
-        expert(lambda part, name, activation: linear(part, row_of(weights[name], row), activation), part)  # noqa: B023
+        expert(lambda part, name, activation: linear(part, matrix_of(name, row), activation), part)  # noqa: B023
         for row, part in enumerate(parts)
         if part.shape[0]
     ]
-    return torch.cat(outputs) if outputs else torch.zeros_like(x)
+    return torch.cat(outputs) if outputs else torch.zeros_like(x, dtype=torch.float32)
 
 
 def _are_blocked(weights: Mapping[str, Tensor]) -> bool:

@@ -1,12 +1,14 @@
 """Experts of one layer held packed: a record of bytes each, unpacked only for the tokens that hit them, many of a form at once.
 
 Stands where a layer's stacked matrices stand (`ExpertStack.weights`); its tensors are the records, so bytes count as they are held. What a
-record's bytes mean is `records.py`; which experts take which form is decided elsewhere.
+record's bytes mean is `records.py`; which experts take which form is decided elsewhere. To serve, forms of 4 bits may lie in another order
+(`four_bits.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from services.model.families.four_bits import FourBitForm, can_lay_out
 from services.model.packed import GROUP_WEIGHTS, STORED_BITS, level, scale_shares
 from services.model.records import MatrixPlace, RecordLayout
 
@@ -70,7 +73,7 @@ class PackedForm:
 class FormTokens:
     """Tokens of a step that one form answers: their places among all, and each one's row among the form's experts, ascending."""
 
-    form: PackedForm
+    form: PackedForm | FourBitForm
     places: Tensor
     rows: Tensor
 
@@ -79,7 +82,7 @@ class PackedWeights(Mapping[str, Tensor]):
     """All experts of a layer that are held, one row each, form by form; the row after the last answers nothing and takes no bytes."""
 
     def __init__(self, records: Mapping[RecordLayout, Tensor], device: torch.device | str = "cpu") -> None:
-        self.forms: list[PackedForm] = []
+        self.forms: list[PackedForm | FourBitForm] = []
         ends = [0]
         for layout, held in records.items():
             self.forms.append(PackedForm(layout, held, ends[-1]))
@@ -107,10 +110,33 @@ class PackedWeights(Mapping[str, Tensor]):
                 return f"packed shapes {form.layout.name}"
         return None
 
+    @property
+    def is_blocked(self) -> bool:
+        return any(isinstance(form, FourBitForm) for form in self.forms)
+
+    def blocked(self) -> PackedWeights:
+        """The same experts for serving alone, forms of 4 bits laid out for products where that pays. What is not is shared."""
+        made = copy(self)
+        made.forms = [
+            FourBitForm(form.layout, form.records, form.first_row)
+            if isinstance(form, PackedForm) and can_lay_out(form.layout, form.records.device)
+            else form
+            for form in self.forms
+        ]
+        made._by_name = {form.layout.name: form.records for form in made.forms}
+        return made
+
     def at(self, row: int) -> tuple[RecordLayout, Tensor]:
-        """The record of one expert."""
-        form = next(form for form in self.forms if row < form.first_row + form.records.shape[0])
+        """The record of one expert, which is not laid out."""
+        form = self._form_of(row)
+        assert isinstance(form, PackedForm), "records are no more to be had of experts that are laid out"
         return form.layout, form.records[row - form.first_row]
+
+    def is_laid_out(self, row: int) -> bool:
+        return isinstance(self._form_of(row), FourBitForm)
+
+    def _form_of(self, row: int) -> PackedForm | FourBitForm:
+        return next(form for form in self.forms if row < form.first_row + form.records.shape[0])
 
     def tokens(self, rows: Tensor) -> Iterator[FormTokens]:
         """The tokens of `rows` (num_tokens,), form by form; those whose row is beyond the last are of none."""
