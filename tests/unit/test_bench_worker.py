@@ -13,7 +13,7 @@ from loadgen.bench.sizes import Sizes
 from loadgen.bench.worker import ours, rival
 from loadgen.bench.worker.lengths import QUANTILES, BenchTask, built_in, of_data
 from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_entropy
-from loadgen.bench.worker.models import merged, random_model, transformers_model
+from loadgen.bench.worker.models import four_bits, merged, random_model, transformers_model
 from loadgen.cli.main import app
 from services.tasks.errors import SourceError
 from tests.unit.pico import write_pico_checkpoint
@@ -45,6 +45,11 @@ def test_the_command_answers_every_task_and_says_so_in_json():
     assert told["merged"]["weight_bytes"] < told["weight_bytes"]
     assert 0 < told["routing_entropy"] <= 1
     assert told["limit"]["share_reached"] > 0
+    four_bits = told["four_bits"]
+    assert four_bits["ratio_bfloat16"] == pytest.approx(four_bits["tokens_per_s"] / told["tokens_per_s"])
+    assert four_bits["expert_bytes"] < four_bits["weight_bytes"] < told["weight_bytes"]
+    assert four_bits["layer_difference"] < 0.01
+    assert set(four_bits["first_token"]) == set(four_bits["between_tokens"]) == set(four_bits["completion"]) == set(told["completion"])
 
 
 def test_ours_and_transformers_answer_alike_and_share_memory(model, tasks):
@@ -78,6 +83,17 @@ def test_a_merged_model_keeps_the_mean_of_neighbours(model):
     assert [stack.num_kept for stack in made.experts] == [2] * 4
     torch.testing.assert_close(made.experts[0].weights["wi"][1], model.experts[0].weights["wi"][4:].mean(0))
     assert made.experts[0].index_map.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_model_at_four_bits_answers_near_the_one_that_it_was_rounded_from(model, monkeypatch):
+    monkeypatch.setattr("services.model.families.four_bits.FEWEST_WEIGHTS", 1)
+    made = four_bits(model)
+    params = sum(stack.num_bytes() for stack in model.experts) / 4
+    assert made.num_bytes / params * 8 <= 4.5
+    assert made.layer_difference < 0.01
+    prompts, targets = [[5, 9, 11, 1], [7, 1]], [[8, 9], [10]]
+    near, exact = (each.teacher_forced(prompts, targets) for each in (model.with_experts(made.experts), model))
+    assert 0 < float((near - exact).norm() / exact.norm()) < 0.3
 
 
 def test_the_limit_counts_weights_touched_and_operations_of_every_call(model):

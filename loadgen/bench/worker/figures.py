@@ -25,6 +25,21 @@ class MergedFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class FourBitFigures:
+    """The same model with its experts at 4 bits. Bytes are those held, laid out for products."""
+
+    tokens_per_s: float
+    ratio_bfloat16: float
+    ratio_best_static_batch: float
+    expert_bytes: int
+    weight_bytes: int
+    layer_difference: float  # the largest of any layer's output from that of its weights unpacked to float32, over the largest output
+    first_token: Percentiles
+    between_tokens: Percentiles
+    completion: Percentiles
+
+
+@dataclass(frozen=True, slots=True)
 class LimitFigures:
     """What the machine does at most, what a run of ours asks of it, and the share of the run's time that this would take."""
 
@@ -84,6 +99,7 @@ class WorkerFigures:
     one_at_a_time_tokens_per_s: float
     processor: ProcessorFigures
     merged: MergedFigures
+    four_bits: FourBitFigures
     limit: LimitFigures
     weight_bytes: int
     peak_rss_bytes: int  # of the process: transformers, and float32, included

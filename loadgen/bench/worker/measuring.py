@@ -13,10 +13,10 @@ import torch
 from loadgen.bench import machine
 from loadgen.bench.sizes import Sizes
 from loadgen.bench.worker import ours, rival
-from loadgen.bench.worker.figures import LimitFigures, MergedFigures, ProcessorFigures, StaticFigures, WorkerFigures
+from loadgen.bench.worker.figures import FourBitFigures, LimitFigures, MergedFigures, ProcessorFigures, StaticFigures, WorkerFigures
 from loadgen.bench.worker.lengths import BenchTask, Lengths
 from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_entropy
-from loadgen.bench.worker.models import merged, random_model, transformers_model
+from loadgen.bench.worker.models import FourBits, four_bits, merged, random_model, transformers_model
 from services.model.families.base import ModelShape, MoeModel
 from services.model.memory import unique_bytes
 from services.worker.emulation import Device
@@ -55,7 +55,10 @@ def measure(sizes: Sizes, lengths: Lengths, options: Options, tell: Tell) -> Wor
     found = Machine(machine.bandwidth_bytes_per_s(), machine.matrix_flops_per_s(torch.bfloat16))
     tell("bfloat16: making the model")
     plain = random_model(sizes, torch.bfloat16, options.seed)
-    contest = _Contest(plain.blocked(), transformers_model(sizes, plain), merged(plain, options.kept_share).blocked(), tasks, options, tell)
+    tell("bfloat16: experts to 4 bits")
+    in_four_bits = four_bits(plain)
+    rival_model, merged_model = transformers_model(sizes, plain), merged(plain, options.kept_share).blocked()
+    contest = _Contest(plain.blocked(), rival_model, merged_model, in_four_bits, tasks, options, tell)
     contest.run()
     return contest.figures(sizes, lengths, equality, found)
 
@@ -86,25 +89,36 @@ class _Contest:
     """All contestants hold their model; every round runs each once."""
 
     def __init__(
-        self, model: MoeModel, rival_model: Any, merged_model: MoeModel, tasks: Sequence[BenchTask], options: Options, tell: Tell
+        self,
+        model: MoeModel,
+        rival_model: Any,
+        merged_model: MoeModel,
+        in_four_bits: FourBits,
+        tasks: Sequence[BenchTask],
+        options: Options,
+        tell: Tell,
     ) -> None:
         self._model, self._rival, self._merged = model, rival_model, merged_model
+        self._four_bits, self._four_bit_model = in_four_bits, model.with_experts(in_four_bits.experts)
         self._tasks, self._options, self._tell = tasks, options, tell
         self._ours: list[ours.OurRun] = []
         self._of_merged: list[ours.OurRun] = []
+        self._of_four_bits: list[ours.OurRun] = []
         self._static: dict[tuple[str, int], list[rival.RivalRun]] = {}
         self._oracle: list[rival.RivalRun] = []
         self._alone: list[rival.RivalRun] = []
         self._recorders: list[CallRecorder] = []
-        self._base_s = self._merged_base_s = 0.0
+        self._base_s = self._merged_base_s = self._four_bit_base_s = 0.0
 
     def run(self) -> None:
         """What is run first warms up and counts what is hit; then every static batch once, and the best of them in every round."""
         self._tell("bfloat16: first runs, not timed")
         most = self._options.num_concurrent
-        self._base_s, self._merged_base_s = (prefill_base_s(model, most) for model in (self._model, self._merged))
+        models = (self._model, self._merged, self._four_bit_model)
+        self._base_s, self._merged_base_s, self._four_bit_base_s = (prefill_base_s(model, most) for model in models)
         ours.run(self._model, self._tasks, most, self._base_s, self._new_recorder)
         ours.run(self._merged, self._tasks[:most], most, self._merged_base_s)
+        ours.run(self._four_bit_model, self._tasks[:most], most, self._four_bit_base_s)
         rival.run(self._rival, self._tasks[:2], 2)
         for order in rival.ORDERS:
             for size in self._options.static_sizes:
@@ -152,6 +166,7 @@ class _Contest:
             merged=MergedFigures(
                 self._options.kept_share, _median(self._of_merged), unique_bytes(self._merged), ours.percentiles(of_merged.completion_s)
             ),
+            four_bits=self._four_bit_figures(_median(best_runs)),
             limit=LimitFigures(
                 found.bandwidth_bytes_per_s,
                 found.matrix_flops_per_s,
@@ -165,11 +180,26 @@ class _Contest:
             peak_rss_bytes=machine.peak_rss_bytes(),
         )
 
+    def _four_bit_figures(self, best_static_tokens_per_s: float) -> FourBitFigures:
+        run, rate = _typical(self._of_four_bits), _median(self._of_four_bits)
+        return FourBitFigures(
+            rate,
+            rate / _median(self._ours),
+            rate / best_static_tokens_per_s,
+            self._four_bits.num_bytes,
+            unique_bytes(self._four_bit_model),
+            self._four_bits.layer_difference,
+            ours.percentiles(run.first_token_s),
+            ours.percentiles(run.between_tokens_s),
+            ours.percentiles(run.completion_s),
+        )
+
     def _run_round(self) -> None:
         most = self._options.num_concurrent
         self._ours.append(ours.run(self._model, self._tasks, most, self._base_s))
         self._run_static(*self._best())
         self._of_merged.append(ours.run(self._merged, self._tasks, most, self._merged_base_s))
+        self._of_four_bits.append(ours.run(self._four_bit_model, self._tasks, most, self._four_bit_base_s))
         self._alone.append(rival.run(self._rival, self._tasks, 1))
         self._oracle.append(rival.run(self._rival, rival.BY_ANSWER(self._tasks), max(self._options.static_sizes)))
 

@@ -7,16 +7,23 @@ in every dtype up to rounding. The end token is none, so that answers have the l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loadgen.bench.sizes import NUM_BUCKETS, Sizes
+from services.model.compensation import packed_experts
 from services.model.families.base import ExpertStack
+from services.model.families.layers import apply_experts
+from services.model.families.packed_weights import PackedWeights
 from services.model.families.switch import FAMILY, SwitchModel
+from services.model.records import RecordLayout
 
 NO_TOKEN = -1
+BITS = 4
+CHECKED_TOKENS = (1, 3, 8, 30)  # of the first experts of a layer
 
 
 def random_model(sizes: Sizes, dtype: torch.dtype, seed: int) -> SwitchModel:
@@ -63,6 +70,48 @@ def _merged(stack: ExpertStack, kept_share: float) -> ExpertStack:
         for name, weight in stack.weights.items()
     }
     return ExpertStack(weights, torch.arange(stack.num_kept) // group)
+
+
+@dataclass(frozen=True, slots=True)
+class FourBits:
+    """Experts rounded by the product; how far any layer's output is from that of its weights unpacked, at most, over its largest."""
+
+    experts: list[ExpertStack]
+    layer_difference: float
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stack.num_bytes() for stack in self.experts)
+
+
+def four_bits(model: SwitchModel) -> FourBits:
+    """Laid out for products, a layer after another."""
+    experts, differences = [], []
+    for stack in model.experts:
+        packed = _packed(stack)
+        laid_out = packed.blocked()
+        experts.append(ExpertStack(laid_out, stack.index_map))
+        differences.append(_difference(packed, laid_out, model))
+    return FourBits(experts, max(differences))
+
+
+def _packed(stack: ExpertStack) -> PackedWeights:
+    """One expert at a time, so that float32 of a stack is never beside it."""
+    experts = [
+        {name: packed_experts(weight[row : row + 1].float(), None, BITS)[0] for name, weight in stack.weights.items()}
+        for row in range(stack.num_kept)
+    ]
+    layout = RecordLayout.of(experts[0])
+    return PackedWeights({layout: torch.stack([layout.record(expert) for expert in experts])})
+
+
+def _difference(packed: PackedWeights, laid_out: PackedWeights, model: SwitchModel) -> float:
+    """Over the largest output. Some experts get as many tokens as in a step, others as many as in a prefill."""
+    rows = torch.repeat_interleave(torch.arange(len(CHECKED_TOKENS)), torch.tensor(CHECKED_TOKENS))
+    x = torch.randn(len(rows), model.shape.d_model, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, made = (apply_experts(x, rows, weights, model.expert) for weights in (packed, laid_out))
+    return float((made - exact).abs().max() / exact.abs().max())
 
 
 class _Draw:

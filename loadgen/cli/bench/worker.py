@@ -85,10 +85,11 @@ def as_json(figures: WorkerFigures) -> dict[str, object]:
 
 def _print(figures: WorkerFigures) -> None:
     console = stdout()
-    best, kept, limit = figures.best_static, figures.merged, figures.limit
+    best, kept, limit, four_bits = figures.best_static, figures.merged, figures.limit, figures.four_bits
     rows = [
         ("ours, bfloat16", f"{figures.tokens_per_s:.1f}", f"{figures.slowest:.1f} to {figures.fastest:.1f}"),
         (f"ours, experts merged to {kept.kept_share:.0%}", f"{kept.tokens_per_s:.1f}", f"{in_bytes(kept.weight_bytes)} of weights"),
+        ("ours, experts at 4 bits", f"{four_bits.tokens_per_s:.1f}", f"{in_bytes(four_bits.weight_bytes)} of weights"),
         *((f"transformers, static {s.size}, {s.order}", f"{s.tokens_per_s:.1f}", "best" if s == best else "") for s in figures.static),
         ("transformers, by answers not yet known", f"{figures.oracle_tokens_per_s:.1f}", f"ours {figures.ratio_oracle:.2f} times"),
         ("transformers, one at a time", f"{figures.one_at_a_time_tokens_per_s:.1f}", ""),
@@ -101,6 +102,11 @@ def _print(figures: WorkerFigures) -> None:
     console.print(
         f"by processor time {figures.processor.ratio_best_static_batch:.2f} times the best static batch, "
         f"{figures.processor.ratio_one_at_a_time:.2f} times one at a time"
+    )
+    console.print(
+        f"experts at 4 bits: {in_bytes(four_bits.expert_bytes)}, {four_bits.ratio_bfloat16:.2f} times bfloat16, "
+        f"{four_bits.ratio_best_static_batch:.2f} times the best static batch; a layer's output within "
+        f"{four_bits.layer_difference:.2%} of its weights unpacked"
     )
     console.print(
         f"float32: {figures.num_equal} of {figures.num_checked} tasks with the same tokens, "
@@ -124,6 +130,9 @@ def _percentiles(figures: WorkerFigures) -> list[tuple[str, ...]]:
         "between tokens": figures.between_tokens,
         "completion": figures.completion,
         "completion, merged": figures.merged.completion,
+        "first token, 4 bits": figures.four_bits.first_token,
+        "between tokens, 4 bits": figures.four_bits.between_tokens,
+        "completion, 4 bits": figures.four_bits.completion,
         "completion, best static batch, from its start": figures.static_completion,
     }
     return [(name, *(in_seconds(value) for value in found.values())) for name, found in named.items()]
