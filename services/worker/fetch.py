@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -63,8 +64,9 @@ class Fetcher:
             raise data_loss(f"the merger answered with the manifest of {manifest.version}, not of {version}")
         return manifest
 
-    async def blobs(self, merger: grpc.aio.Channel, manifest: ModelManifest) -> int:
-        """Fetch what is lacking; the bytes that came. One blob that cannot be had ends the others."""
+    async def blobs(self, merger: grpc.aio.Channel, manifest: ModelManifest, bytes_per_s: float = math.inf) -> int:
+        """Fetch what is lacking, no faster than that; the bytes that came. One blob that cannot be had ends the others."""
+        pace = _Pace(self._clock, bytes_per_s)
         lacking = await self._on_disk(self._store.missing, manifest.digests)
         by_digest = {blob.digest: blob for blob in manifest.blobs}
         stub = merger_pb2_grpc.MergerServiceStub(merger)
@@ -72,7 +74,7 @@ class Fetcher:
 
         async def fetch(blob: BlobRef) -> int:
             async with turns:
-                return await self._with_tries(stub, blob)
+                return await self._with_tries(stub, blob, pace)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -81,12 +83,13 @@ class Fetcher:
             raise errors.exceptions[0] from None
         return sum(transfer.result() for transfer in transfers)
 
-    async def _with_tries(self, stub: Any, blob: BlobRef) -> int:
+    async def _with_tries(self, stub: Any, blob: BlobRef, pace: _Pace) -> int:
         num_bytes = 0
         for number in range(1, NUM_TRIES + 1):
             try:
                 async for received in self._chunks(stub, blob):
                     num_bytes += received
+                    await pace.after(received)
                 await self._failpoint.passed("staged")
                 await self._on_disk(self._store.commit, blob.digest, blob.size_bytes)
                 return num_bytes
@@ -116,6 +119,21 @@ class Fetcher:
 
     async def _on_disk(self, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
+
+
+class _Pace:
+    """Keeps all transfers of one version together below a rate: receiving and writing take processors from the tasks that run."""
+
+    def __init__(self, clock: Clock, bytes_per_s: float) -> None:
+        self._clock = clock
+        self._bytes_per_s = bytes_per_s
+        self._due_at_s = 0.0  # when what has come should have come at the earliest
+
+    async def after(self, num_bytes: int) -> None:
+        now_s = self._clock.now_s()
+        self._due_at_s = max(self._due_at_s, now_s) + num_bytes / self._bytes_per_s
+        if self._due_at_s > now_s:
+            await self._clock.sleep(self._due_at_s - now_s)
 
 
 async def _pieces(

@@ -158,6 +158,7 @@ class Worker:
             edge.name,
             budget_bytes,
             settings.swap_reserve_bytes,
+            settings.fetch_bytes_per_s,
             loop,
             first,
             store,

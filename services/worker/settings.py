@@ -37,6 +37,9 @@ class WorkerSettings(ServiceSettings):
         description="share of the edge's memory kept for the changed groups of an update; what does not fit drains the edge first. "
         "Unset: that memory is there besides",
     )
+    fetch_bytes_per_s: float = Field(
+        100e6, gt=0, description="of an update, while the version before serves; receiving faster takes processors from tasks"
+    )
     max_prompt_tokens: int | None = Field(None, gt=0, description="unset: what the checkpoint's tokenizer says")
     max_new_tokens: int = Field(256, gt=0, description="most tokens that one task may ask for")
     default_max_tokens: int = Field(64, gt=0, description="for tasks that do not say")

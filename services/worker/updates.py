@@ -60,6 +60,7 @@ class Updater:
         edge_id: str,
         memory_bytes: int,
         swap_reserve_bytes: int | None,
+        fetch_bytes_per_s: float,
         loop: BatchLoop,
         first: FirstVersion,
         store: BlobStore,
@@ -76,6 +77,7 @@ class Updater:
         self._edge_id = edge_id
         self._memory_bytes = memory_bytes
         self._swap_reserve_bytes = swap_reserve_bytes
+        self._fetch_bytes_per_s = fetch_bytes_per_s
         self._loop = loop
         self._tokenizer: Tokenizer = first.served.tokenizer
         self._store = store
@@ -165,7 +167,7 @@ class Updater:
             await self._failpoint.passed("manifest")
             self._refuse_unfit(manifest)
             self._pin_blobs(manifest)
-            bytes_fetched = await self._fetcher.blobs(merger, manifest)
+            bytes_fetched = await self._fetcher.blobs(merger, manifest, self._fetch_bytes_per_s)
         await self._failpoint.passed("stored")
         return await self._swapped(manifest, self._clock.now_s() - began_at_s, bytes_fetched, pinned=False)
 

@@ -71,7 +71,7 @@ async def scene(tmp_path, *faults, piece_bytes=PIECE_BYTES):
     try:
         async with channel(address) as to_merger:
             fetcher = Fetcher(store, thread, SystemClock(), piece_bytes=piece_bytes)
-            yield merger, store, lambda: fetcher.blobs(to_merger, one_blob_manifest(digest, size_bytes)), digest
+            yield merger, store, lambda *pace: fetcher.blobs(to_merger, one_blob_manifest(digest, size_bytes), *pace), digest
     finally:
         await grpc_server.stop(None)
         thread.shutdown()
@@ -91,6 +91,13 @@ async def test_a_blob_is_the_same_whatever_is_written_at_once(tmp_path, piece_by
         assert await fetch() == len(merger.data)
         assert merger.offsets == [0, 2 * CHUNK]
         assert store.read(digest)["w"].tolist() == list(range(1500))
+
+
+async def test_an_update_comes_no_faster_than_it_may(tmp_path):
+    async with scene(tmp_path, piece_bytes=CHUNK) as (merger, _, fetch, _):
+        began_at_s = SystemClock().now_s()
+        assert await fetch(2.0 * len(merger.data)) == len(merger.data)
+        assert SystemClock().now_s() - began_at_s >= 0.5
 
 
 async def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path):
