@@ -6,8 +6,8 @@ Synchronous, for one thread. It knows no network, no queue limit and no deadline
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,13 +36,15 @@ class ExpertCounter(Recorder, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GenTask:
-    """One task to run. `emitted_ids` are replayed first (resume); `version` binds it to a version, None means the newest at admission."""
+    """One task to run. `emitted_ids` are replayed first (resume); `version` binds it to a version, None means the newest at admission.
+    `region` is counted, no more."""
 
     task_id: str
     prompt_ids: tuple[int, ...]
     max_tokens: int
     emitted_ids: tuple[int, ...] = ()
     version: str | None = None
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class VersionCounts:
     version: str
     counts: Counts
     num_tasks: int
+    tasks_by_region: Mapping[str, int] = field(default_factory=dict)  # of those that named one
 
 
 @dataclass(slots=True)
@@ -113,6 +116,7 @@ class _Lane:
     recorder: ExpertCounter
     rows: dict[int, _Row] = field(default_factory=dict)
     num_ended: int = 0
+    ended_from: Counter[str] = field(default_factory=Counter)  # by region
 
     def free_slot(self) -> int:
         """The lowest, so that the slots in use stay close to consecutive, which families can read without copying."""
@@ -233,8 +237,8 @@ class BatchEngine:
         taken = []
         for lane in self._lanes.values():
             if lane.num_ended >= min_tasks:
-                taken.append(VersionCounts(lane.version, lane.recorder.take(), lane.num_ended))
-                lane.num_ended = 0
+                taken.append(VersionCounts(lane.version, lane.recorder.take(), lane.num_ended, dict(sorted(lane.ended_from.items()))))
+                lane.num_ended, lane.ended_from = 0, Counter()
         return taken
 
     def step(self, admits: bool = True) -> list[GenEvent]:
@@ -308,8 +312,10 @@ class BatchEngine:
         self._end(lane, slot)
 
     def _end(self, lane: _Lane, slot: int) -> None:
-        del lane.rows[slot]
+        region = lane.rows.pop(slot).task.region
         lane.num_ended += 1
+        if region:
+            lane.ended_from[region] += 1
 
     def _retire(self) -> None:
         """Let go of versions that nothing needs. Counts too few to publish go with them."""

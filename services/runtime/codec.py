@@ -110,6 +110,7 @@ def report_to_window(report: events_pb2.ActivationReport, now_s: float) -> Activ
         num_tasks=report.num_tasks,
         start_at_s=now_s - seconds(report.window),
         end_at_s=now_s,
+        tasks_by_region=dict(sorted(report.tasks_by_region.items())),
     )
 
 

@@ -81,7 +81,15 @@ class EventWriter:
         return event
 
     def activations(
-        self, edge_id: str, version: str, counts: Counts, *, num_tasks: int, window_s: float, epoch: str = ""
+        self,
+        edge_id: str,
+        version: str,
+        counts: Counts,
+        *,
+        num_tasks: int,
+        window_s: float,
+        epoch: str = "",
+        tasks_by_region: Mapping[str, int] | None = None,
     ) -> events_pb2.ActivationReport:
         """Sums over a window. A report gives way when the outbox is full."""
         sequence = self._next()
@@ -95,6 +103,7 @@ class EventWriter:
             window=duration(window_s),
             sequence=sequence,
             epoch=epoch,
+            tasks_by_region=tasks_by_region,
         )
         self._log.publish(to_record(ACTIVATIONS, edge_id, report, report.event_id), droppable=True)
         return report

@@ -50,6 +50,12 @@ class ActivationReports:
             self._metrics.reported(taken.counts)
             with self._tracer.span("report activations", kind="producer", attributes={"edge_id": self._edge_id}):
                 self._events.activations(
-                    self._edge_id, taken.version, taken.counts, num_tasks=taken.num_tasks, window_s=window_s, epoch=self._epoch
+                    self._edge_id,
+                    taken.version,
+                    taken.counts,
+                    num_tasks=taken.num_tasks,
+                    tasks_by_region=taken.tasks_by_region,
+                    window_s=window_s,
+                    epoch=self._epoch,
                 )
             self._since_s[taken.version] = now_s

@@ -189,7 +189,7 @@ async def _read(parts: Parts, request: inference_pb2.GenerateRequest, key: str) 
         message = f"required_version: {dispatch.required_version} is not served here; serving {parts.loop.version}"
         raise failed_precondition("VERSION_MISMATCH", message)
     prompt_ids = await _tokens(parts.tokenizer, request.prompt)
-    return GenTask(key, prompt_ids, max_tokens, tuple(dispatch.emitted_token_ids), dispatch.required_version or None)
+    return GenTask(key, prompt_ids, max_tokens, tuple(dispatch.emitted_token_ids), dispatch.required_version or None, request.region)
 
 
 async def _tokens(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:

@@ -51,11 +51,19 @@ class FakeControllerWorker(worker_pb2_grpc.WorkerServiceServicer):
     async def register(self) -> None:
         await self._registry.put(self.entry, ttl_s=ENTRY_TTL_S)
 
-    def report(self, mix: Mapping[str, float], *, reports: int = 6, version: str | None = None) -> None:
-        """Publish activation reports of 20 tasks each, drawn from the mix."""
+    def report(self, mix: Mapping[str, float], *, reports: int = 6, version: str | None = None, region: str = "") -> None:
+        """Publish activation reports of 20 tasks each, drawn from the mix, all from the region if one is given."""
         for _ in range(reports):
             counts = draw_counts(self._rng, self._profiles, mix, 20)
-            self._events.activations(self.entry.edge_id, version or self.entry.version, counts, num_tasks=20, window_s=2.0, epoch="e1")
+            self._events.activations(
+                self.entry.edge_id,
+                version or self.entry.version,
+                counts,
+                num_tasks=20,
+                tasks_by_region={region: 20} if region else {},
+                window_s=2.0,
+                epoch="e1",
+            )
 
     @guarded
     async def LoadVersion(self, request, context):

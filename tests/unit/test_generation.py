@@ -187,12 +187,12 @@ def test_a_queued_resume_keeps_its_version_across_an_install(model, merged):
 
 def test_counts_are_kept_by_version_and_sum_to_the_tokens(model, merged):
     engine = make_engine(model, 2)
-    for task_id in ("a", "b"):
-        engine.submit(make_task(task_id))
+    engine.submit(make_task("a", region="west"))
+    engine.submit(make_task("b"))
     run(engine)
     assert engine.take_counts(3) == []
     (taken,) = engine.take_counts(2)
-    assert (taken.version, taken.num_tasks) == ("v1", 2)
+    assert (taken.version, taken.num_tasks, taken.tasks_by_region) == ("v1", 2, {"west": 1})
     read = {"encoder": 6, "decoder": 12, "layers": 6 + 2 * 5}  # prompts and answers; the last token of an answer is read by nobody
     assert taken.counts.sum(axis=1).tolist() == [read[layer.name.split(".")[0]] * layer.top_k for layer in model.shape.layers]
     assert engine.take_counts(1) == []

@@ -1,6 +1,7 @@
 """The merge engine: windows are sums of reports of the deployed version, requests stay open until answered, state survives a restart."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from services.core.merging.engine import MergeEngine
 from services.core.merging.errors import CountsError, StateError
 from services.core.merging.triggers import trigger
 from services.core.merging.values import normalised
+from services.core.merging.windows import MAX_REPORTS
 from tests.unit.merging_builders import draw_counts, make_profiles, make_report, per_task
 
 EXPECTED = per_task(make_profiles(3, num_layers=6, num_experts=16, tokens_per_task=40))
@@ -141,6 +143,8 @@ def test_counts_that_cannot_be_are_refused():
         engine.observe(make_report(-np.ones((6, 16))), 0.0)
     with pytest.raises(CountsError, match="shape"):
         engine.observe(make_report(np.ones((6, 8))), 0.0)
+    with pytest.raises(CountsError, match="no part of its 20 tasks"):
+        engine.observe(replace(make_report(np.ones((6, 16)), num_tasks=20), tasks_by_region={"west": 21}), 0.0)
     with pytest.raises(CountsError, match="manifest of v9"):
         engine.deployed("edge-a", "v9", np.ones((2, 2)) / 2, EXPECTED, MIX, 0.0)
 
@@ -179,6 +183,18 @@ def test_a_restart_loses_nothing_though_the_clock_starts_again():
     assert first is not None
     assert second is not None
     assert (first.mix, first.shift, first.reason) == (second.mix, second.shift, second.reason)
+
+
+def test_where_tasks_came_from_survives_a_restart_and_reports_that_are_added_together():
+    engine, told = make_engine(), {"east": 5, "west": 12}
+    for _ in range(MAX_REPORTS + 1):
+        engine.observe(replace(make_report(np.ones((6, 16), dtype=np.int64), num_tasks=20), tasks_by_region=told), 0.0)
+    other = MergeEngine(trigger("jtom"))
+    other.restore("edge-a", engine.dump("edge-a", 1.0), 500.0)
+    saved = json.loads(other.dump("edge-a", 501.0))["reports"]
+    assert len(saved) <= MAX_REPORTS
+    for region, num_tasks in told.items():
+        assert sum(report["tasks_by_region"][region] for report in saved) == num_tasks * (MAX_REPORTS + 1)
 
 
 def test_a_restart_in_the_middle_of_an_update_asks_again():

@@ -112,7 +112,7 @@ def test_a_task_event_carries_id_sequence_producer_time_and_headers(log, writer)
 
 
 def test_an_activation_report_may_be_dropped_and_a_merge_event_may_not(log, writer):
-    writer.activations("edge-1", "v1", np.array([[3, 4]]), num_tasks=20, window_s=2.0, epoch="e1")
+    writer.activations("edge-1", "v1", np.array([[3, 4]]), num_tasks=20, tasks_by_region={"west": 12}, window_s=2.0, epoch="e1")
     writer.merge("requested", "edge-1", mix={"copa": 1.0}, check_interval=5.0)
     (report, report_droppable), (merge, merge_droppable) = log.published
     assert (report.topic, report_droppable) == (ACTIVATIONS, True)
@@ -120,6 +120,7 @@ def test_an_activation_report_may_be_dropped_and_a_merge_event_may_not(log, writ
     window = codec.report_to_window(events.read_activations(report), now_s=100.0)
     assert (window.start_at_s, window.end_at_s, window.num_tasks) == (98.0, 100.0, 20)
     assert (window.counts == [[3, 4]]).all()
+    assert window.tasks_by_region == {"west": 12}
     assert codec.seconds(events.read_merge(merge).check_interval) == 5.0
 
 

@@ -160,12 +160,12 @@ async def test_activation_reports_sum_over_at_least_twenty_tasks_and_count_every
             async def reports():
                 return [read_activations(record) async for record in site.log.read_all("moedge.activations.v1")]
 
-            await asyncio.gather(*(site.answer() for _ in range(19)))
+            await asyncio.gather(*(site.answer(region="west") for _ in range(19)))
             await asyncio.sleep(0.3)  # noqa: TID251  nothing may come, and waiting is the only way to see that
             assert await reports() == []
             await site.answer()
             (report,) = await eventually(reports)
-            assert report.num_tasks == 20
+            assert (report.num_tasks, dict(report.tasks_by_region)) == (20, {"west": 19})
             assert report.version == site.worker.version
             assert [sum(layer.counts) for layer in report.layers] == [20 * 4, 20 * 4, 20 * 6, 20 * 6]
 

@@ -171,6 +171,26 @@ class ActivationReport(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TasksByRegionEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EVENT_ID_FIELD_NUMBER: _builtins.int
     EDGE_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -180,6 +200,7 @@ class ActivationReport(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    TASKS_BY_REGION_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     edge_id: _builtins.str
     version: _builtins.str
@@ -192,6 +213,10 @@ class ActivationReport(_message.Message):
     def event_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def window(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def tasks_by_region(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many of num_tasks came from each user region. Tasks whose request named none are left out."""
+
     def __init__(
         self,
         *,
@@ -204,10 +229,11 @@ class ActivationReport(_message.Message):
         window: _duration_pb2.Duration | None = ...,
         sequence: _builtins.int = ...,
         epoch: _builtins.str = ...,
+        tasks_by_region: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge_id", b"edge_id", "epoch", b"epoch", "event_id", b"event_id", "event_time", b"event_time", "layers", b"layers", "num_tasks", b"num_tasks", "sequence", b"sequence", "version", b"version", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge_id", b"edge_id", "epoch", b"epoch", "event_id", b"event_id", "event_time", b"event_time", "layers", b"layers", "num_tasks", b"num_tasks", "sequence", b"sequence", "tasks_by_region", b"tasks_by_region", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

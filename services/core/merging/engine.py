@@ -99,13 +99,15 @@ class MergeEngine:
     def observe(self, window: ActivationWindow, now_s: float) -> bool:
         """Count a report; False when it is of an unknown edge or of another version than the deployed one, and is discarded.
 
-        Raises CountsError for counts that are not of the deployed model's shape, or negative.
+        Raises CountsError for counts that are not of the deployed model's shape, negative, or of more tasks by region than in all.
         """
         edge = self._edges.get(window.edge_id)
         if edge is None or window.version != edge.trigger.deployed.version:
             return False
         if (window.counts < 0).any() or window.num_tasks < 0:
             raise CountsError(f"counts of {window.edge_id} are negative")
+        if sum(window.tasks_by_region.values()) > window.num_tasks or min(window.tasks_by_region.values(), default=0) < 0:
+            raise CountsError(f"tasks by region of {window.edge_id} are no part of its {window.num_tasks} tasks")
         self._edges[window.edge_id] = replace(edge, window=edge.window.added(window))
         return True
 

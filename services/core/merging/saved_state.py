@@ -46,7 +46,13 @@ def state_bytes(edge: EdgeState, trigger_name: str, now_s: float) -> bytes:
         "suspected": state.suspected,
         "failures": edge.failures,
         "reports": [
-            {"num_tasks": r.num_tasks, "counts": r.counts.tolist(), "age_s": now_s - r.end_at_s, "length_s": r.end_at_s - r.start_at_s}
+            {
+                "num_tasks": r.num_tasks,
+                "counts": r.counts.tolist(),
+                "age_s": now_s - r.end_at_s,
+                "length_s": r.end_at_s - r.start_at_s,
+                "tasks_by_region": dict(r.tasks_by_region),
+            }
             for r in window.reports
         ],
     }
@@ -76,7 +82,8 @@ def _edge_state(edge_id: str, document: dict[str, Any], now_s: float) -> EdgeSta
         end_at_s = now_s - float(report["age_s"])
         counts = np.asarray(report["counts"], dtype=np.int64)
         start_at_s = end_at_s - float(report["length_s"])
-        window = window.added(ActivationWindow(edge_id, model.version, counts, int(report["num_tasks"]), start_at_s, end_at_s))
+        regions = {str(region): int(num) for region, num in report.get("tasks_by_region", {}).items()}
+        window = window.added(ActivationWindow(edge_id, model.version, counts, int(report["num_tasks"]), start_at_s, end_at_s, regions))
     memory = tuple(tuple(float(value) for value in row) for row in document.get("memory", ()))
     due_at_s = now_s + float(document["due_in_s"])
     state = TriggerState(model, float(document["interval_s"]), due_at_s, bool(document["suspected"]), memory)

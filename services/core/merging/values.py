@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ Frequencies = NDArray[np.float64]  # (num_layers, num_experts), every row sums t
 
 @dataclass(frozen=True, slots=True)
 class ActivationWindow:
-    """Counts of the original experts the router chose, over a window of tasks on one edge and one model version."""
+    """Counts of the original experts the router chose, over a window of tasks on one edge and one model version.
+
+    `tasks_by_region` counts those of `num_tasks` whose user region was told.
+    """
 
     edge_id: str
     version: str
@@ -28,6 +31,7 @@ class ActivationWindow:
     num_tasks: int
     start_at_s: float
     end_at_s: float
+    tasks_by_region: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ Holds a bounded number of reports; when there are more, neighbours are added tog
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +35,10 @@ class CountWindow:
     @property
     def num_tasks(self) -> int:
         return sum(r.num_tasks for r in self.reports)
+
+    @property
+    def tasks_by_region(self) -> Mapping[str, int]:
+        return _by_region(self.reports)
 
     def added(self, report: ActivationWindow) -> CountWindow:
         if report.counts.shape != self.shape:
@@ -74,4 +80,17 @@ def _halved(reports: tuple[ActivationWindow, ...]) -> tuple[ActivationWindow, ..
 
 
 def _sum(older: ActivationWindow, newer: ActivationWindow) -> ActivationWindow:
-    return replace(newer, counts=older.counts + newer.counts, num_tasks=older.num_tasks + newer.num_tasks, start_at_s=older.start_at_s)
+    return replace(
+        newer,
+        counts=older.counts + newer.counts,
+        num_tasks=older.num_tasks + newer.num_tasks,
+        start_at_s=older.start_at_s,
+        tasks_by_region=_by_region((older, newer)),
+    )
+
+
+def _by_region(reports: Sequence[ActivationWindow]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.tasks_by_region)
+    return dict(sorted(total.items()))
