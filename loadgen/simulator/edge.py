@@ -50,6 +50,7 @@ class Edge:
         "admitting",
         "available_at_s",
         "counted",
+        "counted_from",
         "counted_since_s",
         "effects",
         "num_counted",
@@ -76,9 +77,7 @@ class Edge:
         self.admitting = True
         self.available_at_s = 0.0
         self.turn_at_s = math.inf  # the next boundary to look at
-        self.counted: dict[int, int] = {}  # tasks that ended since the last activation report, by task type
-        self.num_counted = 0
-        self.counted_since_s = 0.0
+        self.count_anew(0.0)
         self._prompt_tokens, self._output_tokens = prompt_tokens, output_tokens
         self._running: list[tuple[int, int]] = []  # heap of (step at which it ends, task)
         self._anchor_s = 0.0  # when `_anchor_step` steps were done and the next began
@@ -94,6 +93,13 @@ class Edge:
         other._anchor_s, other._anchor_step, other._step_s = self._anchor_s, self._anchor_step, self._step_s
         other._admission = self._admission.copy()
         return other
+
+    def count_anew(self, now_s: float) -> None:
+        """For the next activation report."""
+        self.counted: dict[int, int] = {}  # tasks that ended since the last one, by task type
+        self.counted_from: dict[int, int] = {}  # and by region
+        self.num_counted = 0
+        self.counted_since_s = now_s
 
     @property
     def num_running(self) -> int:

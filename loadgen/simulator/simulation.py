@@ -215,12 +215,14 @@ class _Run:
         queue_wait_s, inference_s = self._started_s[n] - self._at_edge_s[n], now_s - self._started_s[n]
         observed = Observed(queue_wait_s, inference_s, self._prompt_tokens[n], output_tokens, version, task_type)
         self._offload.finished(self._ids[n], observed, now_s)
-        latency_s, _, down_s_per_byte = self._ways[index][self._regions[n]]
+        region = self._regions[n]
+        latency_s, _, down_s_per_byte = self._ways[index][region]
         self._left_s[n] = now_s
         self._completed_s[n] = now_s + latency_s + output_tokens * OUTPUT_BYTES_PER_TOKEN * down_s_per_byte + self._half_call_s[n]
         self._num_ended += 1
         if edge.version.version == version:  # counts of a version that is gone go with it
             edge.counted[type_index] = edge.counted.get(type_index, 0) + 1
+            edge.counted_from[region] = edge.counted_from.get(region, 0) + 1
             edge.num_counted += 1
         if self._scenario.draw_scores:
             self._quality[n] = float(self._load.score_draw[n] < self._quality[n])

@@ -61,6 +61,7 @@ class Updates:
         self.num_reports = 0
         self._options = options
         self._model = scenario.model
+        self._regions = scenario.regions
         self._timeline = timeline
         self._rng = rng
         self._changed = changed
@@ -100,8 +101,9 @@ class Updates:
             expected += num_tasks * profiles[types[task_type]]
         num_tokens = np.rint(expected.sum(axis=1)).astype(np.int64)
         counts = self._rng.multinomial(num_tokens, normalised(expected)).astype(np.int64)
-        window = ActivationWindow(edge.site.edge_id, edge.version.version, counts, edge.num_counted, edge.counted_since_s, now_s)
-        edge.counted, edge.num_counted, edge.counted_since_s = {}, 0, now_s
+        regions = {self._regions[region]: num_tasks for region, num_tasks in sorted(edge.counted_from.items())}
+        window = ActivationWindow(edge.site.edge_id, edge.version.version, counts, edge.num_counted, edge.counted_since_s, now_s, regions)
+        edge.count_anew(now_s)
         self.num_reports += 1
         self.engine.observe(window, now_s)
 
@@ -154,7 +156,7 @@ class Updates:
     def _serve(self, rollout: _Rollout, now_s: float, downtime_s: float) -> None:
         edge, request = rollout.edge, rollout.request
         edge.version = rollout.version
-        edge.counted, edge.num_counted, edge.counted_since_s = {}, 0, now_s
+        edge.count_anew(now_s)
         version = edge.version
         self.log.append(Update(now_s, edge.site.edge_id, version.version, request.shift, downtime_s, rollout.requested_at_s, version.mix))
         self._deployed(edge, request, now_s)
@@ -183,6 +185,7 @@ def _service(scenario: Scenario, edge: Edge) -> EdgeService:
         slots=site.max_batch,
         downtime_s=0.0 if options.beside else options.load_s,
         prospects=[Prospect(mix, model.version(mix, site.memory_share).stated_quality) for mix in mixes],
+        links=site.links,
     )
 
 

@@ -14,7 +14,7 @@ from services.controller.clients import MergerClient, build_request
 from services.controller.settings import ControllerSettings
 from services.core.merging.engine import MergeEngine
 from services.core.merging.fleet import EdgeService, Prospect, candidate_mixes
-from services.runtime.codec import step_times_from_proto
+from services.runtime.codec import link_from_proto, step_times_from_proto
 from services.runtime.status import RpcFailure
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class Prospects:
             slots=max(entry.max_batch, 1),
             downtime_s=0.0,
             prospects=self._known.get(_size(entry), ()),
+            links={region: link_from_proto(link) for region, link in sorted(entry.links.items())},
         )
 
 

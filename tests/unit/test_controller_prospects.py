@@ -4,6 +4,8 @@ import grpc
 import pytest
 
 from moedge.v1 import worker_pb2
+from services.core.offload.values import Link
+from services.runtime.codec import link_to_proto
 from services.runtime.status import RpcFailure
 from tests.unit.controller_harness import MIX, OTHER, PROFILES, reports_arrive, running_fleet
 
@@ -39,6 +41,21 @@ async def test_portfolio_learns_what_an_edge_could_become_and_makes_it_what_its_
         (status,) = controller.status()
         assert "100% pronoun would save the fleet" in status.reason
         assert len(fleet.merger.requests) == 3 + pairs + 1  # the merger has the build already
+
+
+@pytest.mark.parametrize(("region", "least_ms", "most_ms"), [("", 0, 1500), ("west", 4000, 5500)])
+async def test_portfolio_counts_the_way_from_the_regions_that_reports_tell_of(fleet, region, least_ms, most_ms):
+    fleet.worker.entry.quality.update(dict.fromkeys(PROFILES, 0.0) | MIX)
+    fleet.worker.entry.max_batch = 4
+    fleet.worker.entry.step_times.CopyFrom(worker_pb2.StepTimes(step_base_s=0.05, step_row_s=0.01, prefill_base_s=0.02))
+    fleet.worker.entry.links["west"].CopyFrom(link_to_proto(Link(2.0, 0.0, 0.0)))
+    await fleet.worker.register()
+    async with fleet.controller(trigger="portfolio", interval_s=100.0, tick_s=5.0) as controller:
+        await explored(fleet, controller)
+        fleet.worker.report(OTHER, region=region)
+        await fleet.look(controller, after_s=100.0)
+        (status,) = controller.status()
+        assert least_ms <= int(status.reason.split(" ms of ")[1].split()[0]) <= most_ms
 
 
 async def test_a_merger_that_is_away_leaves_portfolio_without_prospects_and_the_edge_with_its_version(fleet):

@@ -38,7 +38,7 @@ def cost_of(models, rates, *, services=None, is_open=None, quality_scale=1.0):
     quality = np.array([[[quality_of(mix)[t] for t in TASK_TYPES] for mix in models]])
     services = services or [make_service()] * len(models)
     opened = np.ones((1, len(models)), dtype=bool) if is_open is None else np.array([is_open])
-    return float(fleet_cost(np.array(rates), quality, services, quality_scale, opened)[0])
+    return float(fleet_cost(np.array(rates)[:, None], quality, services, quality_scale, opened)[0])
 
 
 def test_without_queues_a_fleet_that_knows_everything_costs_a_task_alone():
@@ -62,11 +62,37 @@ def test_cost_grows_with_load_and_with_edges_that_are_away_and_never_falls_below
 
 def test_the_cost_of_several_choices_at_once_is_that_of_each():
     rng = np.random.default_rng(5)
-    quality, rates = rng.random((6, 4, 3)), np.array([3.0, 1.0, 0.5])
-    services = [make_service(full_s=s, slots=n) for s, n in ((0.8, 4), (0.6, 2), (1.2, 4), (0.8, 1))]
-    together = fleet_cost(rates, quality, services, 1.0, np.ones((6, 4), dtype=bool))
-    alone = [fleet_cost(rates, quality[n : n + 1], services, 1.0, np.ones((1, 4), dtype=bool))[0] for n in range(6)]
+    quality, rates, regions = rng.random((6, 4, 3)), np.array([[3.0, 0.0], [1.0, 0.5], [0.0, 0.5]]), ("", "west")
+    services = [
+        make_service(full_s=s, slots=n, transfer_s={"west": far_s})
+        for s, n, far_s in ((0.8, 4, 0.1), (0.6, 2, 0), (1.2, 4, 1), (0.8, 1, 0))
+    ]
+    together = fleet_cost(rates, quality, services, 1.0, np.ones((6, 4), dtype=bool), regions)
+    alone = [fleet_cost(rates, quality[n : n + 1], services, 1.0, np.ones((1, 4), dtype=bool), regions)[0] for n in range(6)]
     assert together == pytest.approx(alone)
+
+
+def regional_cost(rates, *transfers_s, regions=("", "east", "west")):
+    """Of edges that all know "facts", which is all that is asked for, at so many tasks a second from each region."""
+    services = [make_service(transfer_s=transfer_s) for transfer_s in transfers_s]
+    quality = np.array([[[quality_of(pure("facts"))[t] for t in TASK_TYPES]] * len(services)])
+    of_types = np.array([rates if t == "facts" else [0.0] * len(rates) for t in TASK_TYPES])
+    return float(fleet_cost(of_types, quality, services, 1.0, np.ones((1, len(services)), dtype=bool), regions)[0])
+
+
+def test_a_task_pays_for_the_way_to_the_edge_that_it_goes_to_and_users_of_no_region_for_none():
+    near_west, near_east = {"west": 0.01, "east": 0.16}, {"west": 0.16, "east": 0.01}
+    assert regional_cost([0.0, 0.0, 0.01], near_west) == pytest.approx(0.51, abs=0.002)
+    assert regional_cost([0.0, 0.01, 0.0], near_west) == pytest.approx(0.66, abs=0.002)
+    assert regional_cost([0.0, 0.01, 0.01], near_west, near_east) == pytest.approx(0.51, abs=0.002)
+    assert regional_cost([0.01, 0.0, 0.0], near_west) == pytest.approx(0.5, abs=0.002)
+
+
+def test_an_edge_takes_no_tasks_of_a_region_that_it_has_no_link_to_while_another_has():
+    west_only, both = {"west": 0.01}, {"west": 0.3, "east": 0.3}
+    assert regional_cost([0.0, 0.01, 0.0], west_only, both) == pytest.approx(0.8, abs=0.002)
+    assert regional_cost([0.0, 0.01, 0.0], {"west": 0.01, "default": 0.1}, both) == pytest.approx(0.6, abs=0.002)
+    assert regional_cost([0.0, 0.01, 0.0], {}, both) == pytest.approx(0.5, abs=0.002)  # without links it is near to all
 
 
 class Fleet:
@@ -79,6 +105,7 @@ class Fleet:
         self.deploys = True
         self.pinned: set[str] = set()
         self.every_s = 10.0  # reports come so often; checks every ten seconds
+        self.regions: dict[str, dict[str, float]] = {}  # shares of each edge's tasks, by its name
         for edge_id, task_type in first.items():
             self.deploy(edge_id, pure(task_type), 0.0)
             self.engine.describe(edge_id, make_service())
@@ -98,7 +125,9 @@ class Fleet:
                 if num_tasks:
                     counts = draw_counts(self.rng, PROFILES, {t: n / num_tasks for t, n in tasks.items()}, num_tasks)
                     version = self.engine.deployed_version(edge_id) or ""
-                    self.engine.observe(ActivationWindow(edge_id, version, counts, num_tasks, now_s - self.every_s, now_s), now_s)
+                    regions = {region: round(share * num_tasks) for region, share in self.regions.get(edge_id, {}).items()}
+                    window = ActivationWindow(edge_id, version, counts, num_tasks, now_s - self.every_s, now_s, regions)
+                    self.engine.observe(window, now_s)
             for edge_id in sorted(self.models.keys() - self.pinned):
                 request = self.engine.check(edge_id, now_s)
                 if request is not None:
@@ -141,6 +170,29 @@ def test_when_demand_moves_edges_follow_it_and_one_stays_behind_for_the_rest():
     assert sorted(next(iter(model)) for model in fleet.models.values()) == ["facts", "pick", "pick"]
     assert len(moved) == 1
     assert moved[0][0] <= 260.0  # a change is noticed within a few checks, though demand is averaged over minutes
+
+
+def test_of_two_edges_alike_the_one_near_to_the_users_learns_what_they_ask_for():
+    near_west, near_east = {"west": 0.01, "east": 0.3}, {"west": 0.3, "east": 0.01}
+    learnt = {}
+    for region in ("west", "east"):
+        fleet = Fleet({"a": "pronoun", "b": "pronoun", "c": "facts"})
+        for edge_id, transfer_s in (("a", near_west), ("b", near_east), ("c", {"west": 0.1, "east": 0.1})):
+            fleet.engine.describe(edge_id, make_service(transfer_s=transfer_s))
+            fleet.regions[edge_id] = {region: 1.0}
+        fleet.serve({"pick": 0.6, "facts": 0.4}, 4.0, 0.0, 100.0)
+        learnt[region] = [edge_id for edge_id, model in fleet.models.items() if model == pure("pick")]
+    assert learnt["west"][:1] == ["a"]
+    assert learnt["east"][:1] == ["b"]
+
+
+def test_reports_of_an_edge_wait_until_it_is_known_how_it_serves():
+    fleet = Fleet({"a": "facts"})
+    fleet.engine.describe("a", None)
+    fleet.serve({"pick": 1.0}, 3.0, 0.0, 60.0)
+    assert fleet.engine.num_tasks("a") == 180
+    fleet.engine.describe("a", make_service())
+    assert [mix for _, _, mix in fleet.serve({"pick": 1.0}, 3.0, 60.0, 80.0)] == [pure("pick")]
 
 
 def test_an_update_has_to_pay_for_the_time_in_which_the_edge_is_away():

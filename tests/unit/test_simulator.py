@@ -22,6 +22,7 @@ from loadgen.simulator.scenario import EdgeGroup, LoadOptions, Phase, Scenario, 
 from loadgen.simulator.simulation import Outcome, simulate
 from loadgen.simulator.stated import StatedModel, StatedOptions
 from services.core.offload import policies
+from services.core.offload.values import Link
 
 TRACE_ARRIVALS = np.linspace(0.0, 100.0, 500)
 
@@ -244,6 +245,16 @@ def test_portfolio_beats_jtom_where_the_mix_changes():
         for trigger in ("jtom", "portfolio"):
             told.setdefault(trigger, []).append(figures(simulate(made, load, "onto", trigger, seed), made.quality_scale).positive_cost)
     assert sum(told["portfolio"]) < sum(told["jtom"])
+
+
+@pytest.mark.parametrize("region", ["west", "east"])
+def test_portfolio_teaches_the_edge_near_to_the_users_what_they_ask_for(region):
+    near, far = Link(0.005, 0.0, 0.0), Link(0.2, 0.0, 0.0)
+    groups = [EdgeGroup(name, mix={"a": 1.0}, regions={name: near, other: far}) for name, other in (("west", "east"), ("east", "west"))]
+    phases = tuple(Phase(0.0, {"b": 9.0, "a": 1.0} if name == region else {"a": 1.0}, name) for name in ("west", "east"))
+    made = make_scenario(edges=tuple(groups), load=LoadOptions(6.0, phases=phases))
+    outcome = run(made, trigger="portfolio")
+    assert [(update.edge_id, update.mix) for update in outcome.updates] == [(region, {"b": 1.0})]
 
 
 def test_simpy_with_the_same_engine_serves_the_same_load_in_nearly_the_same_time():

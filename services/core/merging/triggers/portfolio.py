@@ -11,6 +11,7 @@ An update has to pay for itself: what it saves over `horizon_s` above what the f
 
 Demand is a moving average, over `memory_s`, of the mixes behind each edge's activation reports, in tasks for each second that reports
 cover: they come when enough tasks have ended, not when checks do. In the silence since, an edge can have had one report's tasks at most.
+Where its tasks come from, reports tell of all types together; tasks whose region they do not tell are near to every edge.
 Where the last reports of the fleet tell of another mix than those before, by more than chance explains, traffic has changed, and only they
 count.
 """
@@ -38,8 +39,8 @@ LEAST_MOVED = 0.2  # total variation between the mixes before and after a change
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """Of one edge: tasks a second by task type (sorted) since traffic changed, before the last reports and in these; then what they
-    stand on."""
+    """Of one edge: tasks a second by task type (sorted), and of each by user region (`EdgeService.regions`), since traffic changed,
+    before the last reports and in these; then what they stand on."""
 
     usual: tuple[float, ...]
     last: tuple[float, ...]
@@ -78,14 +79,20 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Demand:
-    rates: NDArray[np.float64]  # (num_task_types,) tasks a second
+    rates: NDArray[np.float64]  # (num_task_types, num_regions) tasks a second
     over_s: float  # that they were counted over
     changed_at_s: float
+    regions: tuple[str, ...]
 
     @property
-    def spread(self) -> NDArray[np.float64]:
-        """Standard deviation of `rates` as Poisson counts; of what was not seen, that of one task."""
-        return _spread(self.rates, self.over_s)
+    def higher(self) -> NDArray[np.float64]:
+        """(num_task_types, num_task_types, num_regions): `rates` with each task type's a standard deviation higher in turn; types whose
+        tasks were not seen are taken to come from where all others do."""
+        of_type = self.rates.sum(axis=1)
+        everywhere = self.rates.sum(axis=0) / max(of_type.sum(), LEAST_RATE)
+        shares = np.where(of_type[:, None] > 0.0, self.rates / np.maximum(of_type, LEAST_RATE)[:, None], everywhere)
+        higher: NDArray[np.float64] = self.rates + np.eye(len(shares))[:, :, None] * _spread(of_type, self.over_s)[:, None] * shares
+        return higher
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +148,12 @@ class Trigger:
 
     def check_in_fleet(self, edge_id: str, fleet: Mapping[str, Member], now_s: float) -> tuple[TriggerState, TriggerDecision]:
         me = fleet[edge_id]
-        window, state = me.window, self._counted(me.state, me.window, now_s)
+        window, state = me.window, self._counted(me, now_s)
         fleet = {**fleet, edge_id: replace(me, state=state)}
         shift = activation_shift(window.frequencies, state.deployed.reference, window.counts, 1).value if window.num_tasks else 0.0
         if me.service is None or not me.service.prospects:
-            return state, self._told("skip", "how this edge serves is not known yet", shift, window)
+            told = self._told("skip", "how this edge serves is not known yet", shift, window)
+            return state, told if me.service is not None else replace(told, carried=window)
         types = sorted(me.service.prospects[0].quality)
         demand = self._demand(fleet, types, now_s)
         state = self._marked(state, demand, now_s)
@@ -176,15 +184,17 @@ class Trigger:
             return f"{reply.told}, less in {self.horizon_s:g} s than the update costs"
         return None
 
-    def _counted(self, state: TriggerState, window: CountWindow, now_s: float) -> TriggerState:
-        """What was reported since the last check goes into the averages."""
+    def _counted(self, member: Member, now_s: float) -> TriggerState:
+        """What was reported since the last check goes into the averages, once it is known which regions the edge has links to."""
+        state, window = member.state, member.window
         later = replace(state, due_at_s=now_s + self.interval_s, interval_s=self.interval_s)
         profiles = state.deployed.profiles
-        if not profiles:
+        if not profiles or member.service is None:
             return later
-        nothing = (0.0,) * len(profiles)
+        regions = member.service.regions
+        nothing = (0.0,) * (len(profiles) * len(regions))
         seen = _Seen.of(state, now_s)
-        if seen is None or len(seen.last) != len(profiles) or now_s - seen.checked_at_s > self.memory_s:
+        if seen is None or len(seen.last) != len(nothing) or now_s - seen.checked_at_s > self.memory_s:
             seen = _Seen(nothing, nothing, now_s, now_s, 0.0, 0.0, 0.0, -math.inf)
         seen = replace(seen, checked_at_s=now_s)
         covered_s = sum(report.end_at_s - report.start_at_s for report in window.reports)
@@ -193,7 +203,7 @@ class Trigger:
         seen = replace(
             seen,
             usual=seen.all(self.memory_s),
-            last=_rates(window, profiles, covered_s, self.grid),
+            last=tuple(_rates(window, profiles, regions, covered_s, self.grid).ravel().tolist()),
             reported_at_s=window.reports[-1].end_at_s,
             report_tasks=window.num_tasks / len(window.reports),
             usual_s=seen.usual_s + seen.last_s,
@@ -206,17 +216,20 @@ class Trigger:
         nothing of what comes."""
         checked = [one for one in (self._checked(member, now_s) for member in fleet.values()) if one is not None]
         changed_at_s = max((one.changed_at_s for one in checked), default=-math.inf)
-        last, usual, all_ = np.sum([self._rates(member, types, changed_at_s, now_s) for member in fleet.values()], axis=0)
+        services = [member.service for member in fleet.values() if member.service is not None]
+        regions = ("", *sorted({region for service in services for region in service.regions} - {""}))
+        rates = np.sum([self._rates(member, types, regions, changed_at_s, now_s) for member in fleet.values()], axis=0)
+        last, usual = rates[:2].sum(axis=2)
         reported = [one for one in checked if one.usual_s > 0.0 and one.changed_at_s >= changed_at_s]
         if not reported:
-            return _Demand(all_, max([one.last_s for one in checked] + [self.interval_s]), changed_at_s)
+            return _Demand(rates[2], max([one.last_s for one in checked] + [self.interval_s]), changed_at_s, regions)
         last_s = float(np.mean([one.last_s for one in reported]))
         usual_s = min(float(np.mean([one.usual_s for one in reported])), self.memory_s)
         chance = np.hypot(_spread(usual, last_s), _spread(usual, usual_s))
         moved = float(variation(*normalised(np.stack([last, usual]))[:, None])[0])
         if moved >= LEAST_MOVED and (np.abs(last - usual) > self.surprise * chance).any():
-            return _Demand(last, last_s, now_s)
-        return _Demand(all_, min(usual_s + last_s, self.memory_s), changed_at_s)
+            return _Demand(rates[0], last_s, now_s, regions)
+        return _Demand(rates[2], min(usual_s + last_s, self.memory_s), changed_at_s, regions)
 
     def _marked(self, state: TriggerState, demand: _Demand, now_s: float) -> TriggerState:
         seen = _Seen.of(state, now_s)
@@ -231,19 +244,25 @@ class Trigger:
         seen = _Seen.of(member.state, now_s)
         return seen if seen is not None and now_s - seen.checked_at_s <= STALE * self.interval_s else None
 
-    def _rates(self, member: Member, types: list[str], changed_at_s: float, now_s: float) -> NDArray[np.float64]:
-        """(3, num_task_types) of one edge: last, usual and both; for an edge that is not checked what has been counted there."""
+    def _rates(self, member: Member, types: list[str], regions: tuple[str, ...], changed_at_s: float, now_s: float) -> NDArray[np.float64]:
+        """(3, num_task_types, num_regions) of one edge: last, usual and both; of an edge that is not checked what has been counted."""
         seen, window, profiles = self._checked(member, now_s), member.window, member.state.deployed.profiles
-        told = np.zeros((3, len(profiles)))
-        if seen is not None and len(seen.last) == len(profiles):
-            told[:] = last = seen.now(seen.last, seen.last_s, now_s)
+        own = member.service.regions if member.service is not None else ("",)
+        told = np.zeros((3, len(profiles), len(own)))
+        if seen is not None and len(seen.last) == told[0].size:
+            last = seen.now(seen.last, seen.last_s, now_s)
+            usual = all_ = last
             if seen.usual_s > 0.0 and seen.changed_at_s >= changed_at_s:
                 over_s = min(self.memory_s, seen.usual_s + seen.last_s)
-                told = np.array([last, seen.now(seen.usual, over_s, now_s), seen.now(seen.all(self.memory_s), over_s, now_s)])
+                usual, all_ = seen.now(seen.usual, over_s, now_s), seen.now(seen.all(self.memory_s), over_s, now_s)
+            told = np.array([last, usual, all_]).reshape(told.shape)
         elif window.reports and profiles:
-            told[:] = _rates(window, profiles, max(now_s - window.reports[0].start_at_s, self.interval_s), self.grid)
-        known = sorted(profiles)
-        return np.array([[row[known.index(t)] if t in known else 0.0 for t in types] for row in told])
+            told[:] = _rates(window, profiles, own, max(now_s - window.reports[0].start_at_s, self.interval_s), self.grid)
+        in_fleet, known = np.zeros((3, len(types), len(regions))), sorted(profiles)
+        shared = [t for t in types if t in profiles]
+        into = np.ix_(range(3), [types.index(t) for t in shared], [regions.index(region) for region in own])
+        in_fleet[into] = told[:, [known.index(t) for t in shared]]
+        return in_fleet
 
     def _best(self, edge_id: str, service: EdgeService, fleet: Mapping[str, Member], types: list[str], demand: _Demand) -> _Reply | None:
         prospects = [p for p in service.prospects if p.mix != fleet[edge_id].state.deployed.mix]
@@ -259,7 +278,7 @@ class Trigger:
         is_open = np.ones(quality.shape[:2], dtype=np.bool_)
         is_open[1, mine] = len(names) == 1
         edges = list(services.values())
-        cost = fleet_cost(demand.rates, quality, edges, self.quality_scale, is_open)
+        cost = fleet_cost(demand.rates, quality, edges, self.quality_scale, is_open, demand.regions)
         best = 2 + int(cost[2:].argmin())
         saving_s = float(cost[0] - cost[best])
         spread_s = self._spread_s(demand, quality[[0, best]], edges, saving_s)
@@ -288,9 +307,9 @@ class Trigger:
     def _spread_s(self, demand: _Demand, quality: NDArray[np.float64], edges: list[EdgeService], saving_s: float) -> float:
         """Of the saving between two choices, `quality` (2, num_edges, num_types): each task type's demand a standard deviation higher in
         turn, differences added as squares."""
-        rates = np.repeat(demand.rates + np.diag(demand.spread), 2, axis=0)
+        rates = np.repeat(demand.higher, 2, axis=0)
         both = np.tile(quality, (len(demand.rates), 1, 1))
-        cost = fleet_cost(rates, both, edges, self.quality_scale, np.ones(both.shape[:2], dtype=np.bool_))
+        cost = fleet_cost(rates, both, edges, self.quality_scale, np.ones(both.shape[:2], dtype=np.bool_), demand.regions)
         return float(np.sqrt(((cost[::2] - cost[1::2] - saving_s) ** 2).sum()))
 
     def _told(self, action: Action, reason: str, shift: float, window: CountWindow, mix: Mix | None = None) -> TriggerDecision:
@@ -302,10 +321,17 @@ def _spread(rates: NDArray[np.float64], over_s: float) -> NDArray[np.float64]:
     return spread
 
 
-def _rates(window: CountWindow, profiles: Mapping[str, NDArray[np.float64]], over_s: float, grid: int) -> tuple[float, ...]:
-    """Tasks a second by task type, sorted."""
+def _rates(
+    window: CountWindow, profiles: Mapping[str, NDArray[np.float64]], regions: tuple[str, ...], over_s: float, grid: int
+) -> NDArray[np.float64]:
+    """(num_task_types, num_regions) tasks a second, types sorted. What an edge gets of a type is taken to come from where all comes from
+    that it gets."""
     shares = explain(window.counts, profiles, grid).shares
-    return tuple(window.num_tasks * shares.get(t, 0.0) / over_s for t in sorted(profiles))
+    told = window.tasks_by_region
+    tasks = np.array([told.get(region, 0) for region in regions], dtype=np.float64)
+    tasks[0] = max(window.num_tasks - tasks[1:].sum(), 0.0)
+    rates: NDArray[np.float64] = np.outer([shares.get(t, 0.0) for t in sorted(profiles)], tasks / over_s)
+    return rates
 
 
 def _named(mix: Mapping[str, float]) -> str:
