@@ -247,6 +247,21 @@ def test_an_edge_of_which_nothing_is_known_is_not_decided_about():
     assert fleet.models["b"] == pure("pronoun")
 
 
+def test_tasks_of_an_edge_that_serves_no_more_still_come_and_fall_to_the_others():
+    whole, broken = (Fleet({"a": "facts", "b": "facts", "c": "facts"}) for _ in range(2))
+    for fleet in (whole, broken):
+        for edge_id in ("a", "b", "c"):
+            fleet.engine.describe(edge_id, make_service(transfer_s={"west": 0.01, "east": 0.02}))
+            fleet.regions[edge_id] = {"west": 0.5}
+        fleet.serve({"facts": 1.0}, 9.0, 0.0, 100.0)
+        if fleet is broken:
+            fleet.engine.describe("a", None)
+        fleet.every_s = 1000.0
+        fleet.serve({"facts": 1.0}, 9.0, 100.0, 110.0)
+    costs_s = [int(fleet.told("c")[1].split(" ms of ")[1].split()[0]) for fleet in (whole, broken)]
+    assert costs_s[1] > 1.05 * costs_s[0]
+
+
 def test_tasks_of_an_edge_that_is_not_checked_count_and_it_holds_up_nobody():
     """A pinned edge keeps its model and its counts: the others learn what it does not know."""
     fleet = Fleet({"a": "facts", "b": "facts"})

@@ -249,13 +249,17 @@ class Trigger:
         seen, window, profiles = self._checked(member, now_s), member.window, member.state.deployed.profiles
         own = member.service.regions if member.service is not None else ("",)
         told = np.zeros((3, len(profiles), len(own)))
-        if seen is not None and len(seen.last) == told[0].size:
+        if seen is not None and profiles and len(seen.last) % len(profiles) == 0:
             last = seen.now(seen.last, seen.last_s, now_s)
             usual = all_ = last
             if seen.usual_s > 0.0 and seen.changed_at_s >= changed_at_s:
                 over_s = min(self.memory_s, seen.usual_s + seen.last_s)
                 usual, all_ = seen.now(seen.usual, over_s, now_s), seen.now(seen.all(self.memory_s), over_s, now_s)
-            told = np.array([last, usual, all_]).reshape(told.shape)
+            counted = np.array([last, usual, all_]).reshape(3, len(profiles), -1)
+            if counted.shape == told.shape:
+                told = counted
+            else:  # how it serves is not known any more: where its tasks come from is not either
+                told[:, :, 0] = counted.sum(axis=2)
         elif window.reports and profiles:
             told[:] = _rates(window, profiles, own, max(now_s - window.reports[0].start_at_s, self.interval_s), self.grid)
         in_fleet, known = np.zeros((3, len(types), len(regions))), sorted(profiles)
