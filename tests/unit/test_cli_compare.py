@@ -59,7 +59,7 @@ def test_every_point_is_scored_within_its_room_and_drawn(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--compressions", "fited"), "did you mean 'fitted'"),
+        (("--compressions", "fited"), "did you mean fitted"),
         (("--task", "middle"), "'middle' has no items"),
         (("--budgets", "4,x"), "not a list of bits"),
     ],
