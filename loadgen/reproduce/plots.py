@@ -91,7 +91,7 @@ def _panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
 def _line(axes: Axes, line: Line, position: int) -> None:
     colour = LEADING.get(line.label, OTHERS[position % len(OTHERS)])
     x, y = np.array(line.x), np.array(line.y)
-    marker, apart = MARKERS[position % len(MARKERS)], math.ceil(len(x) / MOST_MARKERS)
+    marker, apart = MARKERS[position % len(MARKERS)], math.ceil(max(len(x), 1) / MOST_MARKERS)
     width, order = (1.0, 2) if line.faint else (2.1, 3)
     axes.plot(
         x, y, color=colour, marker=marker, markevery=(position % apart, apart), markersize=3.5 if line.faint else 4.5, linewidth=width,

@@ -13,8 +13,9 @@ from loadgen.cli.main import app
 from loadgen.reproduce import rules
 from loadgen.reproduce.context import Context
 from loadgen.reproduce.errors import ExperimentError
+from loadgen.reproduce.plots import drawn
 from loadgen.reproduce.store import Store, key_of, sources
-from loadgen.reproduce.values import Table, Verdict
+from loadgen.reproduce.values import Line, Lines, Plot, Table, Verdict
 from loadgen.simulator.figures import Interval
 
 
@@ -160,3 +161,9 @@ def test_the_command_writes_data_and_a_second_call_reads_it_back(tmp_path):
     stamp = (tmp_path / "table1" / "result.json").stat().st_mtime_ns
     assert CliRunner().invoke(app, arguments).stdout == first.stdout
     assert (tmp_path / "table1" / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_a_line_without_points_is_drawn_as_none():
+    """As of a policy that made no update."""
+    panel = Lines("costs", "time", "cost", (Line("none", (), ()), Line("one", (1.0, 2.0), (3.0, 4.0))))
+    assert drawn(Plot("costs", "costs", "a caption", (panel,)))
