@@ -5,21 +5,15 @@ An edge that looks slow gets no task that would tell. The service model of a bus
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from services.model.generation import BatchEngine
 from services.runtime.clock import Clock
 from services.worker.batch_loop import BatchLoop
 from services.worker.emulation import Device
 from services.worker.updates import Updater
-from services.worker.warm_up import PROMPT_TOKENS, prompts_over
+from services.worker.warm_up import Call, Sample, samples, times_s
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # until the next look: longer and longer while the edge agrees with itself
 AGREES_WITHIN = 1.2  # times as fast or as slow
 TYPICAL_TOKENS = 32
-
-Sample = tuple[float, float]
 
 
 class IdleMeasuring:
@@ -29,7 +23,7 @@ class IdleMeasuring:
         self._loop = loop
         self._updater = updater
         self._max_batch = max_batch
-        self._prompt_tokens = sorted({min(number, max_prompt_tokens) for number in PROMPT_TOKENS})
+        self._max_prompt_tokens = max_prompt_tokens
         self._device = device
         self._clock = clock
 
@@ -52,9 +46,11 @@ class IdleMeasuring:
         for num_rows in sorted({1, self._max_batch}):
             if not self._is_idle:
                 return
-            taken = await self._loop.at_boundary(lambda engine, rows=num_rows: self._timed(engine, rows))  # type: ignore[misc]
-            prefills += taken[:-1]
-            steps.append(taken[-1])
+            read, step = await self._loop.at_boundary(
+                lambda engine, rows=num_rows: samples(engine.model, rows, self._max_prompt_tokens, self._device, _least_s)  # type: ignore[misc]
+            )
+            prefills += read
+            steps.append(step)
         self._loop.step_times.prefill.renew(prefills)
         self._loop.step_times.step.renew(steps)
 
@@ -62,28 +58,11 @@ class IdleMeasuring:
     def _is_idle(self) -> bool:
         return not self._loop.task_ids and not self._updater.is_updating
 
-    def _timed(self, engine: BatchEngine, num_rows: int) -> list[Sample]:
-        """On the batch thread: prefills of some lengths, then one step."""
-        model, slots = engine.model, list(range(num_rows))
-        cache = model.new_cache(num_rows)
-        samples: list[Sample] = []
-        for num_tokens in self._prompt_tokens:
-            prompts = prompts_over(model.shape.vocab_size, num_rows, num_tokens)
-            read_tokens = num_tokens * num_rows
-            measured_s = _least_s(lambda: model.prefill(cache, slots, prompts))  # noqa: B023
-            samples.append((float(read_tokens), self._device.prefill_s(read_tokens, measured_s)))
-        return [*samples, (float(num_rows), self._device.step_s(num_rows, _least_s(lambda: model.step(cache, slots))))]
-
     def _typical_s(self) -> float:
         times = self._loop.step_times.value()
         return times.prefill_base_s + times.prefill_token_s * TYPICAL_TOKENS + times.step_base_s + times.step_row_s
 
 
-def _least_s(call: Callable[[], object]) -> float:
+def _least_s(call: Call) -> float:
     """Of two runs: what else the machine does only adds."""
-    times = []
-    for _ in range(2):
-        began_at_s = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began_at_s)
-    return min(times)
+    return min(times_s(call, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -85,6 +85,33 @@ def _known_tokens(model: Any, tasks: Sequence[BenchTask]) -> tuple[dict[str, lis
     return known, overflow.num_tokens
 
 
+@dataclass(slots=True)
+class _Ours:
+    """One model in the worker's engine, and its timed runs. Reading is due as the worker measures it before it serves."""
+
+    model: MoeModel
+    prefill_base_s: float
+    runs: list[ours.OurRun] = field(default_factory=list)
+
+    @classmethod
+    def measured(cls, model: MoeModel, num_concurrent: int) -> _Ours:
+        fit = StepTimesFit()
+        warm_up(model, num_concurrent, max(PROMPT_TOKENS), Device(), fit)
+        return cls(model, fit.prefill.line()[0])
+
+    @property
+    def tokens_per_s(self) -> float:
+        return _median(self.runs)
+
+    @property
+    def typical(self) -> ours.OurRun:
+        """The run of median speed, whose latencies are told."""
+        return sorted(self.runs, key=lambda run: run.tokens_per_s)[len(self.runs) // 2]
+
+    def run(self, tasks: Sequence[BenchTask], num_concurrent: int) -> None:
+        self.runs.append(ours.run(self.model, tasks, num_concurrent, self.prefill_base_s))
+
+
 class _Contest:
     """All contestants hold their model; every round runs each once."""
 
@@ -98,27 +125,22 @@ class _Contest:
         options: Options,
         tell: Tell,
     ) -> None:
-        self._model, self._rival, self._merged = model, rival_model, merged_model
-        self._four_bits, self._four_bit_model = in_four_bits, model.with_experts(in_four_bits.experts)
+        self._rival, self._rounded = rival_model, in_four_bits
         self._tasks, self._options, self._tell = tasks, options, tell
-        self._ours: list[ours.OurRun] = []
-        self._of_merged: list[ours.OurRun] = []
-        self._of_four_bits: list[ours.OurRun] = []
+        models = (model, merged_model, model.with_experts(in_four_bits.experts))
+        self._ours, self._merged, self._four_bits = (_Ours.measured(each, options.num_concurrent) for each in models)
         self._static: dict[tuple[str, int], list[rival.RivalRun]] = {}
         self._oracle: list[rival.RivalRun] = []
         self._alone: list[rival.RivalRun] = []
         self._recorders: list[CallRecorder] = []
-        self._base_s = self._merged_base_s = self._four_bit_base_s = 0.0
 
     def run(self) -> None:
         """What is run first warms up and counts what is hit; then every static batch once, and the best of them in every round."""
         self._tell("bfloat16: first runs, not timed")
         most = self._options.num_concurrent
-        models = (self._model, self._merged, self._four_bit_model)
-        self._base_s, self._merged_base_s, self._four_bit_base_s = (prefill_base_s(model, most) for model in models)
-        ours.run(self._model, self._tasks, most, self._base_s, self._new_recorder)
-        ours.run(self._merged, self._tasks[:most], most, self._merged_base_s)
-        ours.run(self._four_bit_model, self._tasks[:most], most, self._four_bit_base_s)
+        ours.run(self._ours.model, self._tasks, most, self._ours.prefill_base_s, self._new_recorder)
+        for each in (self._merged, self._four_bits):
+            ours.run(each.model, self._tasks[:most], most, each.prefill_base_s)
         rival.run(self._rival, self._tasks[:2], 2)
         for order in rival.ORDERS:
             for size in self._options.static_sizes:
@@ -130,10 +152,9 @@ class _Contest:
 
     def figures(self, sizes: Sizes, lengths: Lengths, equality: Equality, found: Machine) -> WorkerFigures:
         best = self._best()
-        run = _typical(self._ours)
-        of_merged = _typical(self._of_merged)
+        run = self._ours.typical
         counts = self._recorders[0].take()
-        limit = limit_of(self._model, self._recorders[0].calls, found)
+        limit = limit_of(self._ours.model, self._recorders[0].calls, found)
         best_runs = self._static[best]
         return WorkerFigures(
             machine=machine.describe(),
@@ -142,15 +163,15 @@ class _Contest:
             num_concurrent=self._options.num_concurrent,
             prompt_tokens=sum(len(task.prompt_ids) for task in self._tasks),
             output_tokens=run.num_tokens,
-            params=sum(tensor.numel() for tensor in self._model.parameters().values()),
+            params=sum(tensor.numel() for tensor in self._ours.model.parameters().values()),
             identical_tokens=equality.num_equal == equality.num_tasks,
             num_checked=equality.num_tasks,
             num_equal=equality.num_equal,
             num_overflowed=equality.num_overflowed,
             routing_entropy=routing_entropy(counts),
-            tokens_per_s=_median(self._ours),
-            slowest=min(each.tokens_per_s for each in self._ours),
-            fastest=max(each.tokens_per_s for each in self._ours),
+            tokens_per_s=self._ours.tokens_per_s,
+            slowest=min(each.tokens_per_s for each in self._ours.runs),
+            fastest=max(each.tokens_per_s for each in self._ours.runs),
             prefill_share=run.prefill_s / run.wall_s,
             num_steps=run.num_steps,
             num_prefills=run.num_prefills,
@@ -162,9 +183,12 @@ class _Contest:
             oracle_tokens_per_s=_median(self._oracle),
             static_completion=ours.percentiles(best_runs[-1].completion_s),
             one_at_a_time_tokens_per_s=_median(self._alone),
-            processor=ProcessorFigures(_median_processor(self._ours), _median_processor(best_runs), _median_processor(self._alone)),
+            processor=ProcessorFigures(_median_processor(self._ours.runs), _median_processor(best_runs), _median_processor(self._alone)),
             merged=MergedFigures(
-                self._options.kept_share, _median(self._of_merged), unique_bytes(self._merged), ours.percentiles(of_merged.completion_s)
+                self._options.kept_share,
+                self._merged.tokens_per_s,
+                unique_bytes(self._merged.model),
+                ours.percentiles(self._merged.typical.completion_s),
             ),
             four_bits=self._four_bit_figures(_median(best_runs)),
             limit=LimitFigures(
@@ -176,19 +200,19 @@ class _Contest:
                 limit.decode_s,
                 limit.least_s / run.wall_s,
             ),
-            weight_bytes=unique_bytes(self._model),
+            weight_bytes=unique_bytes(self._ours.model),
             peak_rss_bytes=machine.peak_rss_bytes(),
         )
 
     def _four_bit_figures(self, best_static_tokens_per_s: float) -> FourBitFigures:
-        run, rate = _typical(self._of_four_bits), _median(self._of_four_bits)
+        run, rate = self._four_bits.typical, self._four_bits.tokens_per_s
         return FourBitFigures(
             rate,
-            rate / _median(self._ours),
+            rate / self._ours.tokens_per_s,
             rate / best_static_tokens_per_s,
-            self._four_bits.num_bytes,
-            unique_bytes(self._four_bit_model),
-            self._four_bits.layer_difference,
+            self._rounded.num_bytes,
+            unique_bytes(self._four_bits.model),
+            self._rounded.layer_difference,
             ours.percentiles(run.first_token_s),
             ours.percentiles(run.between_tokens_s),
             ours.percentiles(run.completion_s),
@@ -196,10 +220,10 @@ class _Contest:
 
     def _run_round(self) -> None:
         most = self._options.num_concurrent
-        self._ours.append(ours.run(self._model, self._tasks, most, self._base_s))
+        self._ours.run(self._tasks, most)
         self._run_static(*self._best())
-        self._of_merged.append(ours.run(self._merged, self._tasks, most, self._merged_base_s))
-        self._of_four_bits.append(ours.run(self._four_bit_model, self._tasks, most, self._four_bit_base_s))
+        self._merged.run(self._tasks, most)
+        self._four_bits.run(self._tasks, most)
         self._alone.append(rival.run(self._rival, self._tasks, 1))
         self._oracle.append(rival.run(self._rival, rival.BY_ANSWER(self._tasks), max(self._options.static_sizes)))
 
@@ -213,18 +237,6 @@ class _Contest:
     def _new_recorder(self, shape: ModelShape) -> CallRecorder:
         self._recorders.append(CallRecorder(shape))
         return self._recorders[-1]
-
-
-def prefill_base_s(model: MoeModel, num_concurrent: int) -> float:
-    """As a worker measures it before it serves."""
-    fit = StepTimesFit()
-    warm_up(model, num_concurrent, max(PROMPT_TOKENS), Device(), fit)
-    return fit.prefill.line()[0]
-
-
-def _typical(runs: Sequence[ours.OurRun]) -> ours.OurRun:
-    """The run of median speed, whose latencies are told."""
-    return sorted(runs, key=lambda run: run.tokens_per_s)[len(runs) // 2]
 
 
 def _median(runs: Sequence[ours.OurRun] | Sequence[rival.RivalRun]) -> float:
