@@ -72,8 +72,8 @@ def open_redis(url: str | None) -> redis.asyncio.Redis:
             retry=Retry(NoBackoff(), 1),
             health_check_interval=0,
         )
-    except ValueError as error:
-        raise SettingsError(f"redis_url: {url!r} is no URL of Redis; write redis://HOST:PORT ({error})") from error
+    except ValueError as error:  # neither the URL nor the error is told: they may hold a password
+        raise SettingsError("redis_url: no URL of Redis; write redis://HOST:PORT") from error
 
 
 async def heeding_cancellation(call: Awaitable[T]) -> T:
