@@ -12,23 +12,29 @@ from pathlib import Path
 
 import torch
 
+from services.model.families.layers import finished
+
 BUFFER_BYTES = 256 << 20  # far larger than any cache
 ROUNDS = 7
 MATRIX_WIDTH = 2048
+GPU_BUFFER_BYTES, GPU_MATRIX_WIDTH = 4 << 30, 8192
+CPU = torch.device("cpu")
 
 
-def bandwidth_bytes_per_s() -> float:
+def bandwidth_bytes_per_s(device: torch.device = CPU) -> float:
     """Bytes a second with torch's threads, the best of some rounds: of reading a large buffer, or of copying it, whichever is more."""
-    source = torch.ones(BUFFER_BYTES // 4)
+    num_bytes = GPU_BUFFER_BYTES if device.type == "cuda" else BUFFER_BYTES
+    source = torch.rand(num_bytes // 4, device=device)
     target = torch.zeros_like(source)
-    copied = 2 * BUFFER_BYTES / min(_seconds(lambda: target.copy_(source)) for _ in range(ROUNDS))
-    return max(copied, BUFFER_BYTES / min(_seconds(source.sum) for _ in range(ROUNDS)))
+    copied = 2 * num_bytes / min(_seconds(lambda: target.copy_(source), device) for _ in range(ROUNDS))
+    return max(copied, num_bytes / min(_seconds(source.sum, device) for _ in range(ROUNDS)))
 
 
-def matrix_flops_per_s(dtype: torch.dtype) -> float:
-    """Operations a second of square products, with torch's threads; the best of some."""
-    left, right = (torch.ones(MATRIX_WIDTH, MATRIX_WIDTH, dtype=dtype) for _ in range(2))
-    return 2 * MATRIX_WIDTH**3 / min(_seconds(lambda: left @ right) for _ in range(ROUNDS))
+def matrix_flops_per_s(dtype: torch.dtype, device: torch.device = CPU) -> float:
+    """Operations a second of square products, with torch's threads; the best of some. Of random numbers: zeros take a GPU less time."""
+    width = GPU_MATRIX_WIDTH if device.type == "cuda" else MATRIX_WIDTH
+    left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+    return 2 * width**3 / min(_seconds(lambda: left @ right, device) for _ in range(ROUNDS))
 
 
 def peak_rss_bytes() -> int:
@@ -46,19 +52,28 @@ def reset_peak() -> None:
             os.close(descriptor)
 
 
-def describe() -> dict[str, object]:
-    """Processor, threads and versions, for people who compare figures."""
+def describe(device: torch.device = CPU) -> dict[str, object]:
+    """Processor, GPU, threads and versions, for people who compare figures."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         "cpu": _cpu_name(),
+        **gpu,
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def peak_device_bytes(device: torch.device) -> int:
+    """The most of a GPU's memory that tensors of this process have taken; 0 where there is no GPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    finished(device)
     began_s = time.perf_counter()
     run()
+    finished(device)
     return time.perf_counter() - began_s
 
 

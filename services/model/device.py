@@ -1,8 +1,15 @@
-"""Which device a model runs on. No silent fallback: cuda that was asked for and is not there is an error."""
+"""Which device a model runs on, and work on it beside what runs there.
+
+No silent fallback: cuda that was asked for and is not there is an error.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import Tensor
 
 from services.model.errors import DeviceError
 
@@ -15,7 +22,7 @@ def pick_device(name: str) -> torch.device:
     if kind not in DEVICES:
         raise DeviceError(f"device: {name!r} is unknown; use one of {', '.join(DEVICES)}")
     if kind == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return pick_device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device: {name} was asked for but torch finds none; use --device cpu, or install a CUDA build of torch")
     try:
@@ -24,4 +31,26 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError(f"device: {name!r} is not a device; use cpu, cuda or cuda:N") from error
     if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device: {name} was asked for but there are {torch.cuda.device_count()} CUDA devices")
+    if kind == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape that it meets
     return device
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """What a GPU is told meanwhile runs beside what others tell it, in a stream of its own, and is done at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def put(target: Tensor, source: Tensor) -> None:
+    """Copies. Into a GPU by way of pinned memory, which it fetches by itself; `beside` waits for that."""
+    if target.is_cuda and not source.is_cuda:
+        target.copy_(source.pin_memory(), non_blocking=True)
+    else:
+        target.copy_(source)

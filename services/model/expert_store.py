@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from services.model.blob_store import BlobStore
+from services.model.device import put
 from services.model.errors import BlobError, ModelError
 from services.model.families import family_of
 from services.model.families.base import ExpertStack, MoeModel
@@ -138,7 +139,7 @@ def _read_stack(
                 continue
             if name not in weights:
                 weights[name] = tensor.new_empty((len(blobs), *tensor.shape), device=device)
-            weights[name][row] = tensor
+            put(weights[name][row], tensor)
     weights |= {name: BlockedStack(matrices) for name, matrices in laid_out.items()}
     weights = {name: weights[name] for name in shapes}
     return ExpertStack(weights, torch.tensor(index_map, dtype=torch.int64, device=device))

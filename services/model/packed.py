@@ -19,6 +19,7 @@ GROUP_WEIGHTS = 64
 STORED_BITS = 16  # and above: values as they are
 SCALE_STEPS_PER_OCTAVE = 16
 _TOP_BYTES = 4
+_BYTE_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,12 @@ def scale_shares(device: torch.device) -> Tensor:
 
 def packed_bits(codes: Tensor, bits: int) -> Tensor:
     """Integer codes below 2^bits, any shape, to a string of bytes without gaps."""
-    flat = codes.to(torch.uint8).flatten().numpy()
-    planes = (flat[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
-    return torch.from_numpy(np.packbits(planes.reshape(-1), bitorder="little"))
+    flat = codes.to(torch.uint8).flatten()
+    if _BYTE_BITS % bits == 0 and len(flat) * bits % _BYTE_BITS == 0:
+        parts = flat.view(-1, _BYTE_BITS // bits) << torch.arange(0, _BYTE_BITS, bits, device=flat.device, dtype=torch.uint8)
+        return parts.sum(1, dtype=torch.uint8)
+    planes = (flat.cpu().numpy()[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return torch.from_numpy(np.packbits(planes.reshape(-1), bitorder="little")).to(flat.device)
 
 
 def _unpacked_bits(packed: Tensor, bits: int, count: int) -> Tensor:

@@ -43,9 +43,9 @@ def read_packed(store: BlobStore, manifest: ModelManifest, layer: int, device: t
         layout, record = _record(store, blob, held)
         if last is not None and layout < last:
             raise BlobError(f"version {manifest.version}: packed experts of layer {layer} are not in the order of their forms")
-        by_layout.setdefault(layout, []).append(record)
+        by_layout.setdefault(layout, []).append(record.to(device))
         last = layout
-    weights = PackedWeights({layout: torch.stack(records).to(device) for layout, records in by_layout.items()}, device)
+    weights = PackedWeights({layout: torch.stack(records) for layout, records in by_layout.items()}, device)
     return ExpertStack(weights, torch.tensor(index_map, dtype=torch.int64, device=device))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.core.merging.values import Counts, LayerStatistics
@@ -15,21 +17,28 @@ class CountingRecorder:
     def __init__(self, shape: ModelShape) -> None:
         self._num_experts = [layer.num_experts for layer in shape.layers]
         self._counts: list[Tensor | None] = [None] * len(self._num_experts)
+        self._numbers = np.zeros((len(self._num_experts), max(self._num_experts, default=0)), dtype=np.int64)
 
     def record(self, layer: int, chosen: Tensor, logits: Tensor, inputs: Tensor, gates: Tensor) -> None:
-        seen = torch.bincount(chosen.flatten(), minlength=self._num_experts[layer])
-        before = self._counts[layer]
-        self._counts[layer] = seen if before is None else before + seen
+        flat, counts = chosen.flatten(), self._counts[layer]
+        if counts is None:
+            with torch.inference_mode(False):  # or it could be added to nowhere else
+                counts = self._counts[layer] = flat.new_zeros(self._num_experts[layer])
+        counts.scatter_add_(0, flat, torch.ones_like(flat))  # asks a GPU nothing, unlike `bincount`
+
+    def count(self, layer: int, chosen: NDArray[np.int64]) -> None:
+        """Of choices that are in the processor's memory already, wherever the model is."""
+        self._numbers[layer] += np.bincount(chosen.reshape(-1), minlength=self._numbers.shape[1])
 
     def take(self) -> Counts:
         """(num_layers, num_experts) since the last call; starts again from zero."""
-        width = max(self._num_experts, default=0)
-        taken = torch.zeros(len(self._num_experts), width, dtype=torch.int64)
+        taken = self._numbers
         for layer, counts in enumerate(self._counts):
             if counts is not None:
-                taken[layer, : counts.numel()] = counts.cpu()
+                taken[layer, : counts.numel()] += counts.cpu().numpy()
+        self._numbers = np.zeros_like(taken)
         self._counts = [None] * len(self._num_experts)
-        return taken.numpy()
+        return taken
 
 
 class GramRecorder:

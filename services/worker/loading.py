@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from services.model.blob_store import BlobStore
+from services.model.device import beside
 from services.model.errors import BlobError, PromptError
 from services.model.expert_store import ServedModel, read_experts, read_model
 from services.model.families.base import MoeModel
@@ -49,15 +50,17 @@ class Loader:
         return await self._aside(self._beside, manifest, present, present_manifest, tokenizer)
 
     def _whole(self, manifest: ModelManifest) -> ServedModel:
-        served = read_model(self._store, manifest, self._device, self._max_prompt_tokens, to_serve=True)
-        check_answers(served.model, served.tokenizer, manifest)
+        with beside(self._device):
+            served = read_model(self._store, manifest, self._device, self._max_prompt_tokens, to_serve=True)
+            check_answers(served.model, served.tokenizer, manifest)
         return served
 
     def _beside(self, manifest: ModelManifest, present: MoeModel, present_manifest: ModelManifest, tokenizer: Tokenizer) -> MoeModel:
         self._failpoint.reached("load")
-        model = present.with_experts(read_experts(self._store, manifest, present, present_manifest))
-        self._failpoint.reached("canary")
-        check_answers(model, tokenizer, manifest)
+        with beside(self._device):
+            model = present.with_experts(read_experts(self._store, manifest, present, present_manifest))
+            self._failpoint.reached("canary")
+            check_answers(model, tokenizer, manifest)
         return model
 
     async def _aside(self, call: Callable[..., ResultT], *arguments: Any) -> ResultT:

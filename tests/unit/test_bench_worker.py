@@ -23,7 +23,7 @@ PICO = Sizes(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_blocks=4, num_exper
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(PICO, torch.float32, 0)
+    return random_model(PICO, torch.float32, 0, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_ours_and_transformers_answer_alike_and_share_memory(model, tasks):
     other = transformers_model(PICO, model)
     expert = other.encoder.block[1].layer[1].mlp.experts.expert_3.wi.weight
     assert expert.data_ptr() == model.experts[0].weights["wi"][3].data_ptr()
-    made = ours.run(model.blocked(), tasks, 4)
+    made = ours.run(ours.new_engine(model.blocked(), 4), tasks, 4)
     alone: dict[str, list[int]] = {}
     together: dict[str, list[int]] = {}
     for batch in rival.batches(tasks, 1):
@@ -103,7 +103,7 @@ def test_the_limit_counts_weights_touched_and_operations_of_every_call(model):
         recorders.append(CallRecorder(shape))
         return recorders[-1]
 
-    ours.run(model, [BenchTask("a", (5, 9, 11, 1), 2)], 1, new_recorder=new_recorder)
+    ours.run(ours.new_engine(model, 1, new_recorder), [BenchTask("a", (5, 9, 11, 1), 2)], 1)
     calls = recorders[0].calls
     assert [(call.is_prefill, call.num_tokens) for call in calls] == [(True, 4), (False, 1), (False, 1)]
     assert [call.num_experts_hit for call in calls[1:]] == [2, 2]

@@ -103,6 +103,7 @@ class WorkerFigures:
     limit: LimitFigures
     weight_bytes: int
     peak_rss_bytes: int  # of the process: transformers, and float32, included
+    peak_device_bytes: int  # likewise of a GPU's memory; 0 without one
 
     @property
     def ratio_best_static_batch(self) -> float:

@@ -18,12 +18,15 @@ from loadgen.bench.worker.lengths import BenchTask, Lengths
 from loadgen.bench.worker.limit import CallRecorder, Machine, limit_of, routing_entropy
 from loadgen.bench.worker.models import FourBits, four_bits, merged, random_model, transformers_model
 from services.model.families.base import ModelShape, MoeModel
+from services.model.generation import BatchEngine
 from services.model.memory import unique_bytes
 from services.worker.emulation import Device
 from services.worker.step_times import StepTimesFit
 from services.worker.warm_up import PROMPT_TOKENS, warm_up
 
 Tell = Callable[[str], None]
+
+GPU_FIRST_RUNS = 6  # until hardly a shape comes that was not recorded before
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Options:
     rounds: int = 3
     kept_share: float = 0.25
     seed: int = 0
+    device: torch.device = machine.CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,9 @@ def measure(sizes: Sizes, lengths: Lengths, options: Options, tell: Tell) -> Wor
     equality = _equality(sizes, tasks[: options.num_checked], options)
     gc.collect()
     tell("machine: memory bandwidth and matrix rate")
-    found = Machine(machine.bandwidth_bytes_per_s(), machine.matrix_flops_per_s(torch.bfloat16))
+    found = Machine(machine.bandwidth_bytes_per_s(options.device), machine.matrix_flops_per_s(torch.bfloat16, options.device))
     tell("bfloat16: making the model")
-    plain = random_model(sizes, torch.bfloat16, options.seed)
+    plain = random_model(sizes, torch.bfloat16, options.seed, options.device)
     tell("bfloat16: experts to 4 bits")
     in_four_bits = four_bits(plain)
     rival_model, merged_model = transformers_model(sizes, plain), merged(plain, options.kept_share).blocked()
@@ -65,7 +69,7 @@ def measure(sizes: Sizes, lengths: Lengths, options: Options, tell: Tell) -> Wor
 
 def _equality(sizes: Sizes, tasks: Sequence[BenchTask], options: Options) -> Equality:
     """transformers first, on the plain matrices: those of ours replace them, so that both are never in memory."""
-    model = random_model(sizes, torch.float32, options.seed)
+    model = random_model(sizes, torch.float32, options.seed, options.device)
     known, num_overflowed = _known_tokens(transformers_model(sizes, model), tasks)
     gc.collect()
     held = model.experts
@@ -73,7 +77,7 @@ def _equality(sizes: Sizes, tasks: Sequence[BenchTask], options: Options) -> Equ
     for number, stack in enumerate(held):
         held[number] = stack.blocked()
     del stack
-    made = ours.run(model.blocked(), tasks, options.num_concurrent).tokens
+    made = ours.run(ours.new_engine(model.blocked(), options.num_concurrent), tasks, options.num_concurrent).tokens
     return Equality(len(tasks), sum(made[task] == tokens for task, tokens in known.items()), num_overflowed)
 
 
@@ -90,6 +94,7 @@ class _Ours:
     """One model in the worker's engine, and its timed runs. Reading is due as the worker measures it before it serves."""
 
     model: MoeModel
+    engine: BatchEngine
     prefill_base_s: float
     runs: list[ours.OurRun] = field(default_factory=list)
 
@@ -97,7 +102,7 @@ class _Ours:
     def measured(cls, model: MoeModel, num_concurrent: int) -> _Ours:
         fit = StepTimesFit()
         warm_up(model, num_concurrent, max(PROMPT_TOKENS), Device(), fit)
-        return cls(model, fit.prefill.line()[0])
+        return cls(model, ours.new_engine(model, num_concurrent), fit.prefill.line()[0])
 
     @property
     def tokens_per_s(self) -> float:
@@ -109,7 +114,10 @@ class _Ours:
         return sorted(self.runs, key=lambda run: run.tokens_per_s)[len(self.runs) // 2]
 
     def run(self, tasks: Sequence[BenchTask], num_concurrent: int) -> None:
-        self.runs.append(ours.run(self.model, tasks, num_concurrent, self.prefill_base_s))
+        self.runs.append(self.run_once(tasks, num_concurrent))
+
+    def run_once(self, tasks: Sequence[BenchTask], num_concurrent: int) -> ours.OurRun:
+        return ours.run(self.engine, tasks, num_concurrent, self.prefill_base_s)
 
 
 class _Contest:
@@ -138,9 +146,11 @@ class _Contest:
         """What is run first warms up and counts what is hit; then every static batch once, and the best of them in every round."""
         self._tell("bfloat16: first runs, not timed")
         most = self._options.num_concurrent
-        ours.run(self._ours.model, self._tasks, most, self._ours.prefill_base_s, self._new_recorder)
-        for each in (self._merged, self._four_bits):
-            ours.run(each.model, self._tasks[:most], most, each.prefill_base_s)
+        ours.run(ours.new_engine(self._ours.model, most, self._new_recorder), self._tasks, most, self._ours.prefill_base_s)
+        for each in (self._ours, self._merged, self._four_bits):
+            is_recorded = self._options.device.type == "cuda" and each is not self._four_bits
+            for _ in range(GPU_FIRST_RUNS if is_recorded else 1):
+                each.run_once(self._tasks, most)
         rival.run(self._rival, self._tasks[:2], 2)
         for order in rival.ORDERS:
             for size in self._options.static_sizes:
@@ -157,7 +167,7 @@ class _Contest:
         limit = limit_of(self._ours.model, self._recorders[0].calls, found)
         best_runs = self._static[best]
         return WorkerFigures(
-            machine=machine.describe(),
+            machine=machine.describe(self._options.device),
             lengths=lengths.source,
             num_tasks=len(self._tasks),
             num_concurrent=self._options.num_concurrent,
@@ -202,6 +212,7 @@ class _Contest:
             ),
             weight_bytes=unique_bytes(self._ours.model),
             peak_rss_bytes=machine.peak_rss_bytes(),
+            peak_device_bytes=machine.peak_device_bytes(self._options.device),
         )
 
     def _four_bit_figures(self, best_static_tokens_per_s: float) -> FourBitFigures:

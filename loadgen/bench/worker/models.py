@@ -26,13 +26,13 @@ BITS = 4
 CHECKED_TOKENS = (1, 3, 8, 30)  # of the first experts of a layer
 
 
-def random_model(sizes: Sizes, dtype: torch.dtype, seed: int) -> SwitchModel:
-    draw = _Draw(torch.Generator().manual_seed(seed), dtype)
+def random_model(sizes: Sizes, dtype: torch.dtype, seed: int, device: torch.device) -> SwitchModel:
+    draw = _Draw(torch.Generator(device).manual_seed(seed), dtype)
     tensors = {"shared": draw.normal(1.0, sizes.vocab_size, sizes.d_model)}
     experts: list[ExpertStack] = []
     for stack in ("encoder", "decoder"):
         tensors[f"{stack}.position_bias"] = draw.normal(sizes.d_model**-0.5, NUM_BUCKETS, sizes.num_heads)
-        tensors[f"{stack}.final_norm"] = torch.ones(sizes.d_model, dtype=dtype)
+        tensors[f"{stack}.final_norm"] = draw.ones(sizes.d_model)
         for block in range(sizes.num_blocks):
             tensors.update(_block(sizes, draw, f"{stack}.{block}", is_sparse=block % 2 == 1))
             if block % 2 == 1:
@@ -69,7 +69,7 @@ def _merged(stack: ExpertStack, kept_share: float) -> ExpertStack:
         name: torch.stack([part.float().mean(0).to(part.dtype) for part in torch.split(weight, group)])
         for name, weight in stack.weights.items()
     }
-    return ExpertStack(weights, torch.arange(stack.num_kept) // group)
+    return ExpertStack(weights, stack.index_map // group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +96,21 @@ def four_bits(model: SwitchModel) -> FourBits:
 
 
 def _packed(stack: ExpertStack) -> PackedWeights:
-    """One expert at a time, so that float32 of a stack is never beside it."""
-    experts = [
-        {name: packed_experts(weight[row : row + 1].float(), None, BITS)[0] for name, weight in stack.weights.items()}
-        for row in range(stack.num_kept)
-    ]
+    """One expert at a time, so that float32 of a stack is never beside it; on a GPU all, which take as long as one there."""
+    at_once = 1 if stack.index_map.device.type == "cpu" else stack.num_kept
+    matrices = {
+        name: [matrix for part in torch.split(weight, at_once) for matrix in packed_experts(part.float(), None, BITS)]
+        for name, weight in stack.weights.items()
+    }
+    experts = [{name: matrices[name][row] for name in matrices} for row in range(stack.num_kept)]
     layout = RecordLayout.of(experts[0])
-    return PackedWeights({layout: torch.stack([layout.record(expert) for expert in experts])})
+    return PackedWeights({layout: torch.stack([layout.record(expert) for expert in experts])}, stack.index_map.device)
 
 
 def _difference(packed: PackedWeights, laid_out: PackedWeights, model: SwitchModel) -> float:
     """Over the largest output. Some experts get as many tokens as in a step, others as many as in a prefill."""
-    rows = torch.repeat_interleave(torch.arange(len(CHECKED_TOKENS)), torch.tensor(CHECKED_TOKENS))
-    x = torch.randn(len(rows), model.shape.d_model, generator=torch.Generator().manual_seed(0))
+    rows = torch.repeat_interleave(torch.arange(len(CHECKED_TOKENS)), torch.tensor(CHECKED_TOKENS)).to(model.device)
+    x = torch.randn(len(rows), model.shape.d_model, generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.inference_mode():
         exact, made = (apply_experts(x, rows, weights, model.expert) for weights in (packed, laid_out))
     return float((made - exact).abs().max() / exact.abs().max())
@@ -122,10 +124,10 @@ class _Draw:
         self._dtype = dtype
 
     def normal(self, std: float, *shape: int) -> Tensor:
-        return torch.empty(shape).normal_(0.0, std, generator=self._generator).to(self._dtype)
+        return torch.empty(shape, device=self._generator.device).normal_(0.0, std, generator=self._generator).to(self._dtype)
 
     def ones(self, num: int) -> Tensor:
-        return torch.ones(num, dtype=self._dtype)
+        return torch.ones(num, dtype=self._dtype, device=self._generator.device)
 
 
 def _block(sizes: Sizes, draw: _Draw, prefix: str, is_sparse: bool) -> Iterator[tuple[str, Tensor]]:
@@ -151,7 +153,7 @@ def _experts(sizes: Sizes, draw: _Draw) -> ExpertStack:
     """One expert at a time, so that float32 of a stack is never beside it."""
     wi, wo = (sizes.d_ff, sizes.d_model), (sizes.d_model, sizes.d_ff)
     weights = {"wi": _stacked(draw, sizes.num_experts, wi), "wo": _stacked(draw, sizes.num_experts, wo)}
-    return ExpertStack(weights, torch.arange(sizes.num_experts))
+    return ExpertStack(weights, torch.arange(sizes.num_experts, device=weights["wi"].device))
 
 
 def _stacked(draw: _Draw, num: int, shape: Sequence[int]) -> Tensor:

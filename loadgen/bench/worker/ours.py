@@ -69,16 +69,13 @@ class OurRun:
         return [times[-1] - self.submitted_s[task] for task, times in self.token_s.items()]
 
 
-def run(
-    model: MoeModel,
-    tasks: Sequence[BenchTask],
-    num_concurrent: int,
-    prefill_base_s: float = 0.0,
-    new_recorder: Callable[[ModelShape], ExpertCounter] = CountingRecorder,
-) -> OurRun:
+def new_engine(model: MoeModel, num_concurrent: int, new_recorder: Callable[[ModelShape], ExpertCounter] = CountingRecorder) -> BatchEngine:
+    return BatchEngine(model, NoText(), VERSION, num_concurrent, new_recorder)
+
+
+def run(engine: BatchEngine, tasks: Sequence[BenchTask], num_concurrent: int, prefill_base_s: float = 0.0) -> OurRun:
     """Prompts are read when they are in the worker (`Admission`); with `prefill_base_s` of 0 as soon as there is a slot."""
-    engine, admission = BatchEngine(model, NoText(), VERSION, num_concurrent, new_recorder), Admission()
-    waiting, made = deque(tasks), OurRun()
+    waiting, made, admission = deque(tasks), OurRun(), Admission()
     began_s, processor_began_s = time.perf_counter(), time.process_time()
     while waiting or engine.has_work:
         while waiting and engine.num_running + engine.num_queued < num_concurrent:

@@ -60,7 +60,9 @@ def generate(model: Any, batch: Sequence[BenchTask]) -> dict[str, list[int]]:
     mask = (torch.arange(longest) < torch.tensor([[len(task.prompt_ids)] for task in batch])).long()
     num_output = max(task.num_output for task in batch)
     with torch.inference_mode():
-        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=num_output, do_sample=False)
+        made = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=num_output, do_sample=False
+        )
     return {task.task_id: row[1 : 1 + task.num_output].tolist() for task, row in zip(batch, made, strict=True)}
 
 

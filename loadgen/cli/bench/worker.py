@@ -36,6 +36,7 @@ def worker(
         Path | None, typer.Option(help="Directory of the checkpoint whose tokenizer counts tokens.", metavar="DIR")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of both; 0 is all cores.")] = 0,
+    device: options.Device = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, lengths and token ids.")] = 0,
     json: options.Json = False,
 ) -> None:
@@ -47,6 +48,7 @@ def worker(
         raise CommandError(f"{error.name} is not installed: pip install 'moedge[worker,dev]'") from error
     from loadgen.bench.sizes import Sizes
     from loadgen.bench.worker.measuring import Options, measure
+    from services.model.device import pick_device
 
     if width % 64 or experts % 4:
         raise CommandError("--width in multiples of 64, --experts in multiples of 4")
@@ -54,7 +56,7 @@ def worker(
         torch.set_num_threads(threads)
     sizes = Sizes(width, 4 * width, 64, width // 64, blocks, experts, vocabulary)
     static_sizes = (*(size for size in (2, 4, 8) if size < concurrent), concurrent)
-    chosen = Options(tasks, concurrent, min(checked, tasks), static_sizes, rounds, seed=seed)
+    chosen = Options(tasks, concurrent, min(checked, tasks), static_sizes, rounds, seed=seed, device=pick_device(device))
     figures = measure(sizes, _lengths(lengths, tokenizer), chosen, progress())
     if json:
         print_json(as_json(figures))
@@ -99,10 +101,11 @@ def _print(figures: WorkerFigures) -> None:
         f"{figures.ratio_best_static_batch:.2f} times the best static batch{_missed(figures.ratio_best_static_batch, TARGET_STATIC)}, "
         f"{figures.ratio_one_at_a_time:.2f} times one at a time{_missed(figures.ratio_one_at_a_time, TARGET_ALONE)}"
     )
-    console.print(
-        f"by processor time {figures.processor.ratio_best_static_batch:.2f} times the best static batch, "
-        f"{figures.processor.ratio_one_at_a_time:.2f} times one at a time"
-    )
+    if not figures.peak_device_bytes:
+        console.print(
+            f"by processor time {figures.processor.ratio_best_static_batch:.2f} times the best static batch, "
+            f"{figures.processor.ratio_one_at_a_time:.2f} times one at a time"
+        )
     console.print(
         f"experts at 4 bits: {in_bytes(four_bits.expert_bytes)}, {four_bits.ratio_bfloat16:.2f} times bfloat16, "
         f"{four_bits.ratio_best_static_batch:.2f} times the best static batch; a layer's output within "
@@ -120,7 +123,7 @@ def _print(figures: WorkerFigures) -> None:
     )
     console.print(
         f"routing entropy {figures.routing_entropy:.2f} of even; {in_bytes(figures.weight_bytes)} of weights, "
-        f"{in_bytes(figures.peak_rss_bytes)} at most in the process, transformers included"
+        f"{_peak(figures)}, transformers included"
     )
 
 
@@ -143,6 +146,12 @@ def _title(figures: WorkerFigures) -> str:
         f"{figures.params / 1e9:.2f} billion parameters, {figures.num_tasks} tasks, {figures.num_concurrent} at once, "
         f"{figures.prompt_tokens} prompt and {figures.output_tokens} generated tokens ({figures.lengths})"
     )
+
+
+def _peak(figures: WorkerFigures) -> str:
+    if figures.peak_device_bytes:
+        return f"{in_bytes(figures.peak_device_bytes)} at most on the {figures.machine['gpu']}"
+    return f"{in_bytes(figures.peak_rss_bytes)} at most in the process"
 
 
 def _missed(ratio: float, target: float) -> str:

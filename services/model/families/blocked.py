@@ -1,6 +1,7 @@
 """Matrices in the order that oneDNN multiplies fastest, laid out once instead of at every product. As many bytes, and no bit changes.
 
 For serving on a CPU alone: there is no gradient through them. Where it would not pay, or is not offered, matrices stay as they are.
+For a GPU what is small lies in float32 instead.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def blocked(matrix: Tensor) -> Tensor:
         return matrix
     with torch.inference_mode(False), torch.no_grad():
         return torch.ops.mkldnn._reorder_linear_weight(matrix, None)  # type: ignore[no-any-return]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A norm, bias or router, which is used in float32: so on a GPU, where converting it takes as long as using it; else as it is."""
+    return tensor.float() if tensor.is_cuda else tensor
 
 
 def blocked_stack(stack: Tensor) -> Tensor:

@@ -10,31 +10,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from services.model.errors import CheckpointError
 from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
-from services.model.families.blocked import blocked
+from services.model.families.blocked import blocked, widened
 from services.model.families.decoder_config import NO_WINDOW, DecoderConfig, Fields
 from services.model.families.decoder_weights import USUAL_NAMES, Naming, check_tensors, read_tensors
 from services.model.families.layers import (
     ACTIVATIONS,
     Expert,
     attend,
+    finished,
     gated_expert,
     grown,
     linear,
     mixed_experts,
+    mixing_dtype,
     padded,
     plus_at,
     rms_norm,
     rotate,
     slot_index,
     split_heads,
+    taken,
     valid_places,
 )
+from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, sources, step_rows
 from services.model.families.tensors import TensorSource, read_json
 
 FEWEST_CACHED_TOKENS = 32
@@ -50,6 +55,7 @@ class DecoderCache:
     kept: Tensor  # (num_blocks, 2, num_slots, num_key_heads, max_tokens, d_head)
     positions: list[int]  # tokens of prompt and answer that are in `kept`
     last_tokens: list[int]  # the one after them, which the next step reads
+    replays: Replays
 
 
 class DecoderModel:
@@ -97,9 +103,15 @@ class DecoderModel:
         return DecoderModel(self._family, self._config, self._tensors, experts)
 
     def blocked(self) -> DecoderModel:
-        """Routers stay as they are, since they multiply in float32, and so does the embedding, whose rows are read."""
-        plain = ("embedding", "router")
-        tensors = {n: t if t.dim() != 2 or n.rpartition(".")[2] in plain else blocked(t) for n, t in self._tensors.items()}
+        """The embedding stays as it is, whose rows are read; routers multiply in float32."""
+
+        def laid_out(name: str, tensor: Tensor) -> Tensor:
+            kind = name.rpartition(".")[2]
+            if kind == "embedding":
+                return tensor
+            return widened(tensor) if tensor.dim() != 2 or kind == "router" else blocked(tensor)
+
+        tensors = {name: laid_out(name, tensor) for name, tensor in self._tensors.items()}
         return DecoderModel(self._family, self._config, tensors, [stack.blocked() for stack in self._experts])
 
     def parameters(self) -> Mapping[str, Tensor]:
@@ -113,7 +125,9 @@ class DecoderModel:
     def new_cache(self, num_slots: int) -> DecoderCache:
         config = self._config
         size = (config.num_layers, 2, num_slots, config.num_key_heads, FEWEST_CACHED_TOKENS, config.d_head)
-        return DecoderCache(num_slots, torch.zeros(size, device=self.device), [0] * num_slots, [0] * num_slots)
+        with torch.no_grad():
+            kept = torch.zeros(size, device=self.device, dtype=mixing_dtype(self._tensors["embedding"]))
+        return DecoderCache(num_slots, kept, [0] * num_slots, [0] * num_slots, Replays(self.device))
 
     def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
         """Reads all but the last token of each prompt; the first step reads that one and gives the first token of the answer."""
@@ -124,6 +138,7 @@ class DecoderModel:
         for slot in slots:
             cache.positions[slot] = 0
         self._read(cache, slots, [prompt[:-1] for prompt in prompts], recorder)
+        finished(self.device)
         for slot, prompt in zip(slots, prompts, strict=True):
             cache.last_tokens[slot] = prompt[-1]
 
@@ -132,10 +147,35 @@ class DecoderModel:
         if not slots:
             return []
         with torch.inference_mode():
-            hidden = self._advance(cache, slots, [[cache.last_tokens[slot]] for slot in slots], recorder)
-            tokens: list[int] = self._logits(hidden[:, 0]).argmax(-1).tolist()
+            tokens = self._next_tokens(cache, slots, recorder)
         for slot, token in zip(slots, tokens, strict=True):
             cache.last_tokens[slot] = token
+        return tokens
+
+    def _next_tokens(self, cache: DecoderCache, slots: Sequence[int], recorder: Recorder | None) -> list[int]:
+        count = step_rows(slots, cache.num_slots)
+        if cache.replays.takes(count * self._config.top_k, self._experts):
+            return self._replayed(cache, slots, count, recorder)
+        hidden = self._advance(cache, slots, [[cache.last_tokens[slot]] for slot in slots], recorder)
+        tokens: list[int] = self._best_tokens(hidden).tolist()
+        return tokens
+
+    def _replayed(self, cache: DecoderCache, slots: Sequence[int], count: int, recorder: Recorder | None) -> list[int]:
+        cache.kept = grown(cache.kept, max(cache.positions[row] for row in range(count)) + 1)
+        num_keys = cache.kept.shape[4]
+        experts_of = sources(slots, count)
+        columns = np.array([[cache.last_tokens[row] for row in experts_of], [cache.positions[row] for row in range(count)], experts_of])
+
+        def body(inputs: Tensor, collected: Recorder) -> Tensor:
+            ids, positions, rows = (column.unsqueeze(1) for column in inputs.unbind(0))
+            places = torch.arange(count, device=self.device).unsqueeze(1)
+            keep = self._keeping(cache, slice(0, count), places, positions, num_keys)
+            biases = self._causal_biases(positions, torch.arange(num_keys, device=self.device))
+            return self._best_tokens(self._forward(ids, positions, None, biases, keep, collected, rows.squeeze(1)))
+
+        tokens: list[int] = cache.replays.run(("step", count), body, columns, slots, (num_keys,), recorder).tolist()
+        for slot in slots:
+            cache.positions[slot] += 1
         return tokens
 
     def force(self, cache: Cache, slot: int, tokens: Sequence[int]) -> None:
@@ -147,9 +187,35 @@ class DecoderModel:
     def _read(self, cache: DecoderCache, slots: Sequence[int], rows: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
         """Tokens into slots, the rows without any left out."""
         filled = [(slot, row) for slot, row in zip(slots, rows, strict=True) if row]
-        if filled:
-            with torch.inference_mode():
-                self._advance(cache, [slot for slot, _ in filled], [row for _, row in filled], recorder)
+        if not filled:
+            return
+        slots, rows = [slot for slot, _ in filled], [row for _, row in filled]
+        num_tokens = sum(map(len, rows))
+        is_new = not any(cache.positions[slot] for slot in slots)
+        with torch.inference_mode():
+            if is_new and num_tokens <= MOST_PACKED and cache.replays.takes(packed_rows(num_tokens) * self._config.top_k, self._experts):
+                self._read_replayed(cache, slots, rows, recorder)
+            else:
+                self._advance(cache, slots, rows, recorder)
+
+    def _read_replayed(self, cache: DecoderCache, slots: Sequence[int], rows: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
+        packed = Packed.of(rows, slots)
+        cache.kept = grown(cache.kept, packed.longest)
+
+        def body(inputs: Tensor, collected: Recorder) -> Tensor:
+            ids, positions, owners, places, experts_of = inputs.unbind(0)
+
+            def keep(block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+                cache.kept[block][:, places, :, positions] = torch.cat([keys, values]).permute(2, 0, 1, 3)
+                return keys, values
+
+            biases = self._causal_biases(positions.unsqueeze(0), positions, owners)
+            self._forward(ids.unsqueeze(0), positions.unsqueeze(0), None, biases, keep, collected, experts_of)
+            return ids
+
+        cache.replays.run(("prefill", packed.num_rows), body, packed.columns, range(packed.num_tokens), (cache.kept.shape[4],), recorder)
+        for slot, row in zip(slots, rows, strict=True):
+            cache.positions[slot] = len(row)
 
     def _advance(self, cache: DecoderCache, slots: Sequence[int], rows: Sequence[Sequence[int]], recorder: Recorder | None) -> Tensor:
         """Reads more tokens of each slot, padded on the right: what lands beyond a slot's position is masked until it is written over.
@@ -163,16 +229,23 @@ class DecoderModel:
         cache.kept = grown(cache.kept, num_keys)
         chosen, places = slot_index(slots, self.device), torch.as_tensor(slots, device=self.device)[:, None]
 
+        keep = self._keeping(cache, chosen, places, positions, num_keys)
+        biases = self._causal_biases(positions, torch.arange(num_keys, device=self.device))
+        hidden = self._forward(ids, positions, valid_places(valid), biases, keep, recorder)
+        for slot, row in zip(slots, rows, strict=True):
+            cache.positions[slot] += len(row)
+        return hidden
+
+    def _keeping(self, cache: DecoderCache, chosen: slice | Tensor, places: Tensor, positions: Tensor, num_keys: int) -> Keep:
+        """Of the slots `chosen`, whose numbers `places` (rows, 1) are too; new tokens are at `positions` (rows, tokens)."""
+
         def keep(block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             cache.kept[block, 0, places, :, positions] = keys.transpose(1, 2)
             cache.kept[block, 1, places, :, positions] = values.transpose(1, 2)
             every_key, every_value = cache.kept[block, :, chosen, :, :num_keys].unbind(0)
             return every_key, every_value
 
-        hidden = self._forward(ids, positions, valid, num_keys, keep, recorder)
-        for slot, row in zip(slots, rows, strict=True):
-            cache.positions[slot] += len(row)
-        return hidden
+        return keep
 
     # Whole sequences
 
@@ -183,7 +256,8 @@ class DecoderModel:
         ids, valid = padded([[*prompt, *target[:-1]] for prompt, target in zip(prompts, targets, strict=True)], self.device)
         num_tokens = ids.shape[1]
         positions = torch.arange(num_tokens, device=self.device).expand_as(ids)
-        hidden = self._forward(ids, positions, valid, num_tokens, lambda block, keys, values: (keys, values), recorder)
+        biases = self._causal_biases(positions, torch.arange(num_tokens, device=self.device))
+        hidden = self._forward(ids, positions, valid_places(valid), biases, lambda block, keys, values: (keys, values), recorder)
         firsts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
         span = torch.arange(max(map(len, targets)), device=self.device)
         places = (firsts[:, None] + span).clamp(max=num_tokens - 1)
@@ -192,23 +266,44 @@ class DecoderModel:
 
     # Parts
 
-    def _forward(self, ids: Tensor, positions: Tensor, valid: Tensor, num_keys: int, keep: Keep, recorder: Recorder | None) -> Tensor:
-        """`ids`, `positions`, `valid` (rows, tokens); the key at place j is that of position j. (rows, tokens, d_model), normalised."""
+    def _forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        places: Tensor | None,
+        biases: Mapping[int, Tensor],
+        keep: Keep,
+        recorder: Recorder | None,
+        sources: Tensor | None = None,
+    ) -> Tensor:
+        """`ids`, `positions` (rows, tokens); `places` of tokens without padding, none where all are; `biases` by window.
+
+        With `sources`, tokens take the experts of these, of all rows. (rows, tokens, d_model), normalised.
+        """
         config = self._config
         angles = positions[:, None, :, None].float() * self._frequencies.repeat(2)
         cos, sin = angles.cos(), angles.sin()
-        biases = {window: _causal_bias(positions, num_keys, window) for window in set(config.windows)}
         x = F.embedding(ids, self._tensors["embedding"]).float()
-        places = valid_places(valid)
+        dtype = mixing_dtype(self._tensors["embedding"])
         moe_layer = 0
         for number, block in enumerate(self._blocks):
             query, key, value = self._query_key_value(block, rms_norm(x, block["attention_norm"], config.eps))
-            keys, values = keep(number, rotate(key, cos, sin), value)
-            mixed = attend(rotate(query, cos, sin), keys, values, biases[config.windows[number]], config.d_head**-0.5)
+            query, key, value = (part.to(dtype) for part in (rotate(query, cos, sin), rotate(key, cos, sin), value))
+            keys, values = keep(number, key, value)
+            mixed = attend(query, keys, values, biases[config.windows[number]], config.d_head**-0.5)
             x = x + _affine(mixed, block["out"], block.get("out_bias"))
-            x = plus_at(x, places, self._feed_forward(block, moe_layer, recorder))
+            x = plus_at(x, places, self._feed_forward(block, moe_layer, recorder, sources))
             moe_layer += config.sparse[number]
         return rms_norm(x, self._tensors["final_norm"], config.eps)
+
+    def _causal_biases(self, positions: Tensor, keys: Tensor, owners: Tensor | None = None) -> dict[int, Tensor]:
+        """For each width of window: 0 for keys (at positions `keys`) that a position may look at and -inf for the others. With `owners`
+        of both, which are then the same tokens, each looks at its own. (rows, 1, tokens, keys) each."""
+        back = positions[:, None, :, None] - keys
+        apart = back < 0 if owners is None else (back < 0) | (owners != owners[:, None])
+        hidden = {w: apart if w == NO_WINDOW else apart | (back >= w) for w in set(self._config.windows)}
+        dtype = mixing_dtype(self._tensors["embedding"])
+        return {w: torch.zeros(at.shape, device=at.device, dtype=dtype).masked_fill(at, float("-inf")) for w, at in hidden.items()}
 
     def _query_key_value(self, block: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, heads, tokens, d_head) each, before rotation."""
@@ -230,11 +325,13 @@ class DecoderModel:
         heads = split_heads(x, num_heads)
         return rms_norm(heads, norm, config.eps) if norm is not None and config.query_norm == "head" else heads
 
-    def _feed_forward(self, block: Mapping[str, Tensor], moe_layer: int, recorder: Recorder | None) -> Callable[[Tensor], Tensor]:
+    def _feed_forward(
+        self, block: Mapping[str, Tensor], moe_layer: int, recorder: Recorder | None, sources: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
         """What the block adds to tokens (num_tokens, d_model) without padding."""
 
         def added(tokens: Tensor) -> Tensor:
-            x = rms_norm(tokens, block["norm"], self._config.eps)
+            x = rms_norm(tokens if sources is None else taken(tokens, sources), block["norm"], self._config.eps)
             if "router" not in block:
                 return self._expert(lambda part, name, activation: linear(part, block[name], activation), x)
             mixed = self._mixture(block["router"], moe_layer, x, recorder)
@@ -255,6 +352,10 @@ class DecoderModel:
         stack = self._experts[moe_layer]
         return mixed_experts(x, stack.index_map[chosen], shares, stack.weights, self._expert)
 
+    def _best_tokens(self, hidden: Tensor) -> Tensor:
+        """Of rows of one token."""
+        return self._logits(hidden[:, 0]).argmax(-1)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self._tensors["embedding" if self._config.tied else "head"])
 
@@ -266,13 +367,6 @@ def _block(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear(x, weight) if bias is None else linear(x, weight) + bias
-
-
-def _causal_bias(positions: Tensor, num_keys: int, window: int) -> Tensor:
-    """0 for keys that a position may look at and -inf for the others: (rows, 1, tokens, num_keys)."""
-    back = positions[:, None, :, None] - torch.arange(num_keys, device=positions.device)
-    hidden = back < 0 if window == NO_WINDOW else (back < 0) | (back >= window)
-    return torch.zeros(hidden.shape, device=positions.device).masked_fill(hidden, float("-inf"))
 
 
 @dataclass(frozen=True, slots=True)

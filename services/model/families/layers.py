@@ -25,6 +25,7 @@ Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by i
 
 LEAST_SPREAD = 8  # tokens that prompts may differ by and still attend in one call
 GATHER_PARAMS = 3 << 16  # most expert weights that may be copied to save a grouped product
+GPU_GATHER_PARAMS = 1 << 24  # the same on a GPU, where starting products takes longer than copying
 
 
 def gelu_new(x: Tensor) -> Tensor:
@@ -57,13 +58,35 @@ def linear(x: Tensor, weight: Tensor | FourBitMatrix, activation: Activation | N
         if activation is F.relu:
             return rectified_product(x.to(weight.dtype), weight)
         made = product(x.to(weight.dtype), weight)
+    elif weight.is_cuda and weight.dtype != torch.float32 and not torch.is_grad_enabled():
+        return _linear_on_gpu(x.to(weight.dtype), weight, activation)
     else:
         made = F.linear(x.to(weight.dtype), weight)
     return made.float() if activation is None else activation(made.float())
 
 
+def projected(x: Tensor, weight: Tensor) -> Tensor:
+    """Queries, keys and values: `linear`, in the dtype that attention is computed in."""
+    return F.linear(x.to(weight.dtype), weight) if weight.is_cuda and not torch.is_grad_enabled() else linear(x, weight)
+
+
+def mixing_dtype(weight: Tensor) -> torch.dtype:
+    """In which attention is computed: on a GPU, whose kernels for it are several times faster then, that of the weights; else float32."""
+    return weight.dtype if weight.is_cuda and not torch.is_grad_enabled() else torch.float32
+
+
+def _linear_on_gpu(x: Tensor, weight: Tensor, activation: Activation | None) -> Tensor:
+    """Sums as they are, of float32, instead of rounded and then made wide again."""
+    if activation is F.relu:
+        return F.linear(x, weight).relu_()
+    made = torch.mm(x.flatten(0, -2), weight.mT, out_dtype=torch.float32).view(*x.shape[:-1], -1)
+    return made if activation is None else activation(made)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale without shift or mean (Raffel et al. 2020, §2.1), in float32."""
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight.float(), eps)  # one kernel
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
@@ -97,9 +120,15 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
     """Attention with `bias` added to the scores; heads joined again: (rows, tokens, heads * d_kv). A key head may serve several queries."""
     grouped = query.shape[1] != key.shape[1]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=scale, enable_gqa=grouped)
     rows, heads, tokens, width = mixed.shape
     return mixed.transpose(1, 2).reshape(rows, tokens, heads * width)
+
+
+def finished(device: torch.device) -> None:
+    """Wait for what a GPU was told, so that the time it takes is not counted as that of what comes next."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -158,6 +187,11 @@ def of_like_lengths(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
+def taken(x: Tensor, places: Tensor) -> Tensor:
+    """Rows of `x`, by whichever is quicker."""
+    return x[places] if x.is_cuda else x.index_select(0, places)
+
+
 def plus_at(x: Tensor, places: Tensor | None, added: Callable[[Tensor], Tensor]) -> Tensor:
     """`x` (rows, tokens, d_model) plus `added`, which is computed for the tokens at `places` alone: (num_places, d_model) to the same."""
     flat = x.reshape(-1, x.shape[-1])
@@ -184,12 +218,22 @@ def slot_index(slots: Sequence[int], device: torch.device) -> slice | Tensor:
 def mixed_experts(x: Tensor, rows: Tensor, shares: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
     """Each token through several experts, summed by share. `x` (num_tokens, d_model), `rows` and `shares` (num_tokens, top_k).
 
-    Shares of equal rows add (two of a token's experts merged into one group): that expert then runs once.
+    Shares of equal rows add (two of a token's experts merged into one group): that expert then runs once. On a GPU, which would have to be
+    asked how many are left, it runs for each.
     """
+    if x.is_cuda:
+        return each_choice(x, rows, shares, weights, expert)
     totals = x.new_zeros(x.shape[0], _num_kept(weights)).scatter_add(1, rows, shares)
     hit, tokens = totals.T.nonzero(as_tuple=True)  # in the order of experts
     outputs = _in_order(x.index_select(0, tokens), hit, weights, expert) * totals[tokens, hit].unsqueeze(1)
     return torch.zeros_like(x).index_add(0, tokens, outputs)
+
+
+def each_choice(x: Tensor, rows: Tensor, shares: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
+    """As `mixed_experts`, without adding shares first."""
+    num_tokens, top_k = rows.shape
+    outputs = apply_experts(x.repeat_interleave(top_k, 0), rows.flatten(), weights, expert)
+    return (outputs.view(num_tokens, top_k, -1) * shares.unsqueeze(2)).sum(1)
 
 
 def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:
@@ -199,7 +243,7 @@ def apply_experts(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
     order = torch.argsort(rows)
-    outputs = _in_order(x.index_select(0, order), rows[order], weights, expert)
+    outputs = _in_order(taken(x, order), rows[order], weights, expert)
     return torch.empty_like(outputs).index_copy_(0, order, outputs)
 
 
@@ -209,15 +253,17 @@ def _in_order(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Ex
         return _packed(x, rows, weights, expert)
     if _are_few(x, weights):
         return _gathered(x, rows, weights, expert)
-    counts = torch.bincount(rows, minlength=_num_kept(weights))
     if not _are_blocked(weights) and all(_has_grouped_product(weight) for weight in weights.values()):
-        ends = counts.cumsum(0).to(torch.int32)
+        ends = torch.searchsorted(rows, torch.arange(_num_kept(weights), device=rows.device), right=True).to(torch.int32)
 
         def grouped(part: Tensor, name: str, activation: Activation | None) -> Tensor:
-            made = F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends).to(x.dtype)
-            return made if activation is None else activation(made)
+            made = F.grouped_mm(part.to(weights[name].dtype), weights[name].mT, offs=ends)
+            if activation is F.relu:
+                return made.relu()  # rounding it is the same before and after
+            return made.to(x.dtype) if activation is None else activation(made.to(x.dtype))
 
         return expert(grouped, x)
+    counts = torch.bincount(rows, minlength=_num_kept(weights))
     dtype = next(iter(weights.values())).dtype
     return _one_product_an_expert(x.to(dtype), counts, lambda name, row: row_of(weights[name], row), expert)
 
@@ -242,8 +288,24 @@ def _are_few(x: Tensor, weights: Mapping[str, Tensor]) -> bool:
     """Whether copying each token's expert costs less than starting a product an expert, and no gradient asks for more."""
     if _are_blocked(weights):
         return False
-    expert_params = sum(weight[0].numel() for weight in weights.values())
-    return x.shape[0] * expert_params <= GATHER_PARAMS and not torch.is_grad_enabled()
+    return _is_few(x.shape[0], weights) and not torch.is_grad_enabled()
+
+
+def _is_few(num_tokens: int, weights: Mapping[str, Tensor]) -> bool:
+    some = next(iter(weights.values()))
+    return num_tokens * sum(weight[0].numel() for weight in weights.values()) <= (GPU_GATHER_PARAMS if some.is_cuda else GATHER_PARAMS)
+
+
+def can_replay(num_tokens: int, weights: Mapping[str, Tensor]) -> bool:
+    """Whether `apply_experts` of so many tokens asks a GPU nothing, so that it can be recorded (`replays.py`)."""
+    if isinstance(weights, PackedWeights) or not all(weight.is_cuda for weight in weights.values()):
+        return False
+    return _is_few(num_tokens, weights) or all(_is_grouped_on_device(weight) for weight in weights.values())
+
+
+def _is_grouped_on_device(weight: Tensor) -> bool:
+    """Whether torch has one kernel for `grouped_mm` of these; for others it asks where groups end and multiplies one after the other."""
+    return weight.dtype == torch.bfloat16 and _has_grouped_product(weight) and torch.cuda.get_device_capability(weight.device) >= (9, 0)
 
 
 def _gathered(x: Tensor, rows: Tensor, weights: Mapping[str, Tensor], expert: Expert) -> Tensor:

@@ -6,10 +6,11 @@ would be answered by no expert. Weights keep the dtype they were read in; produc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,18 +23,23 @@ from services.model.families.layers import (
     Padding,
     apply_experts,
     attend,
+    finished,
     grown,
     linear,
+    mixing_dtype,
     of_like_lengths,
     padded,
     plain_expert,
     plus_at,
     position_buckets,
+    projected,
     rms_norm,
     slot_index,
     split_heads,
+    taken,
     valid_places,
 )
+from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, sources, step_rows
 from services.model.families.switch_parts import SwitchParts
 from services.model.families.switch_weights import (
     Attention,
@@ -62,6 +68,21 @@ class SwitchCache:
     positions: list[int]  # tokens emitted so far
     last_tokens: list[int]
     prompt_lengths: list[int]
+    replays: Replays
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one step reads; tensors have a number for each row, that is for each slot of `chosen`, whose numbers `rows` are too."""
+
+    tokens: Tensor
+    positions: Tensor
+    prompt_lengths: Tensor
+    rows: Tensor
+    chosen: slice | Tensor
+    num_keys: int
+    num_prompt_keys: int
+    sources: Tensor | None = None  # the rows whose experts are taken, where it is not each its own
 
 
 class SwitchModel:
@@ -135,45 +156,98 @@ class SwitchModel:
     def new_cache(self, num_slots: int) -> SwitchCache:
         config = self._config
         size = (config.num_decoder_layers, 2, num_slots, config.num_heads, FEWEST_CACHED_TOKENS, config.d_kv)
+        with torch.no_grad():
+            own, cross = (torch.zeros(size, device=self.device, dtype=mixing_dtype(self._weights.shared)) for _ in range(2))
         return SwitchCache(
             num_slots,
-            torch.zeros(size, device=self.device),
-            torch.zeros(size, device=self.device),
+            own,
+            cross,
             [0] * num_slots,
             [config.decoder_start_token_id] * num_slots,
             [0] * num_slots,
+            Replays(self.device),
         )
 
     def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
         assert isinstance(cache, SwitchCache)
         if not slots:
             return
+        num_tokens = sum(map(len, prompts))
         with torch.inference_mode():
-            ids, valid = padded(prompts, self.device)
-            encoded = self._encode(ids, valid, recorder)
-            cache.cross = grown(cache.cross, ids.shape[1])
-            rows, places = valid.nonzero(as_tuple=True)
-            rows = torch.as_tensor(slots, device=self.device)[rows]
-            for index, block in enumerate(self._weights.decoder.blocks):
-                key, value = self._cross_keys(block, encoded)
-                cache.cross[index, 0, rows, :, places] = key
-                cache.cross[index, 1, rows, :, places] = value
+            if num_tokens <= MOST_PACKED and cache.replays.takes(packed_rows(num_tokens), self._experts):
+                self._read_replayed(cache, slots, prompts, recorder)
+            else:
+                self._read(cache, slots, prompts, recorder)
+        finished(self.device)
         for slot, prompt in zip(slots, prompts, strict=True):
             cache.positions[slot] = 0
             cache.last_tokens[slot] = self._config.decoder_start_token_id
             cache.prompt_lengths[slot] = len(prompt)
+
+    def _read(self, cache: SwitchCache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
+        ids, valid = padded(prompts, self.device)
+        encoded = self._encode(ids, valid, recorder)
+        cache.cross = grown(cache.cross, ids.shape[1])
+        rows, places = valid.nonzero(as_tuple=True)
+        self._keep_cross(cache, encoded, torch.as_tensor(slots, device=self.device)[rows], places)
+
+    def _read_replayed(self, cache: SwitchCache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
+        padded(prompts, self.device)
+        packed = Packed.of(prompts, slots)
+        cache.cross = grown(cache.cross, packed.longest)
+
+        def body(inputs: Tensor, collected: Recorder) -> Tensor:
+            ids, positions, owners, places, experts_of = inputs.unbind(0)
+            encoded = self._encode_packed(ids, positions, owners, experts_of, collected)
+            self._keep_cross(cache, encoded, places, positions)
+            return ids
+
+        lengths = cache.own.shape[4], cache.cross.shape[4]
+        cache.replays.run(("prefill", packed.num_rows), body, packed.columns, range(packed.num_tokens), lengths, recorder)
+
+    def _keep_cross(self, cache: SwitchCache, encoded: Tensor, slots: Tensor, positions: Tensor) -> None:
+        """Keys and values of prompt tokens (num_tokens, d_model), each of a slot and a position."""
+        for index, block in enumerate(self._weights.decoder.blocks):
+            cache.cross[index][:, slots, :, positions] = torch.stack(self._cross_keys(block, encoded), 1)
 
     def step(self, cache: Cache, slots: Sequence[int], recorder: Recorder | None = None) -> list[int]:
         assert isinstance(cache, SwitchCache)
         if not slots:
             return []
         with torch.inference_mode():
-            hidden = self._advance(cache, slots, recorder)
-            tokens: list[int] = self._logits(hidden).argmax(-1).tolist()
+            tokens = self._next_tokens(cache, slots, recorder)
         for slot, token in zip(slots, tokens, strict=True):
             cache.last_tokens[slot] = token
             cache.positions[slot] += 1
         return tokens
+
+    def _next_tokens(self, cache: SwitchCache, slots: Sequence[int], recorder: Recorder | None) -> list[int]:
+        count = step_rows(slots, cache.num_slots)
+        if cache.replays.takes(count, self._experts):
+            return self._replayed(cache, slots, count, recorder)
+        tokens: list[int] = self._best_tokens(self._advance(cache, slots, recorder)).tolist()
+        return tokens
+
+    def _replayed(self, cache: SwitchCache, slots: Sequence[int], count: int, recorder: Recorder | None) -> list[int]:
+        rows = range(count)
+        cache.own = grown(cache.own, max(cache.positions[row] for row in rows) + 1)
+        lengths = cache.own.shape[4], cache.cross.shape[4]
+        experts_of = sources(slots, count)
+        columns = np.array([
+            [cache.last_tokens[row] for row in experts_of],
+            [cache.positions[row] for row in rows],
+            [max(1, cache.prompt_lengths[row]) for row in rows],
+            experts_of,
+        ])  # fmt: skip
+
+        def body(inputs: Tensor, collected: Recorder) -> Tensor:
+            tokens, positions, prompt_lengths, rows_of = inputs.unbind(0)
+            numbers = torch.arange(count, device=self.device)
+            step = _Step(tokens, positions, prompt_lengths, numbers, slice(0, count), *lengths, rows_of)
+            return self._best_tokens(self._decoded(cache, step, collected))
+
+        found: list[int] = cache.replays.run(("step", count), body, columns, slots, lengths, recorder).tolist()
+        return found
 
     def force(self, cache: Cache, slot: int, tokens: Sequence[int]) -> None:
         assert isinstance(cache, SwitchCache)
@@ -185,33 +259,41 @@ class SwitchModel:
 
     def _advance(self, cache: SwitchCache, slots: Sequence[int], recorder: Recorder | None) -> Tensor:
         """Feed each slot's last token through the decoder; the hidden states (num_slots_given, d_model) after the final norm."""
-        config, decoder = self._config, self._weights.decoder
-        positions = torch.tensor([cache.positions[slot] for slot in slots], device=self.device)
+        device = self.device
         longest = max(cache.positions[slot] for slot in slots) + 1
-        prompt_lengths = torch.tensor([cache.prompt_lengths[slot] for slot in slots], device=self.device)
-        longest_prompt = max(cache.prompt_lengths[slot] for slot in slots)
         cache.own = grown(cache.own, longest)
-        chosen = slot_index(slots, self.device)
-        rows = torch.as_tensor(slots, device=self.device)
-        own_bias = self._step_bias(positions, longest)
-        cross_bias = _padding_bias(torch.arange(longest_prompt, device=self.device) < prompt_lengths[:, None])
-        x = F.embedding(torch.tensor([cache.last_tokens[slot] for slot in slots], device=self.device), decoder.embedding).float()
+        step = _Step(
+            torch.tensor([cache.last_tokens[slot] for slot in slots], device=device),
+            torch.tensor([cache.positions[slot] for slot in slots], device=device),
+            torch.tensor([cache.prompt_lengths[slot] for slot in slots], device=device),
+            torch.as_tensor(slots, device=device),
+            slot_index(slots, device),
+            longest,
+            max(cache.prompt_lengths[slot] for slot in slots),
+        )
+        return self._decoded(cache, step, recorder)
+
+    def _decoded(self, cache: SwitchCache, step: _Step, recorder: Recorder | None) -> Tensor:
+        config, decoder, count = self._config, self._weights.decoder, len(step.tokens)
+        dtype = mixing_dtype(self._weights.shared)
+        own_bias = self._step_bias(step.positions, step.num_keys).to(dtype)
+        cross_bias = _padding_bias(torch.arange(step.num_prompt_keys, device=self.device) < step.prompt_lengths[:, None]).to(dtype)
+        x = F.embedding(step.tokens, decoder.embedding).float()
         for index, block in enumerate(decoder.blocks):
             own, cross = block.self_attention, block.cross_attention
             assert cross is not None
             assert cross.query is not None
-            fused = linear(rms_norm(x, own.norm, config.layer_norm_epsilon), own.into)
-            query, key, value = fused.view(len(slots), 3, config.num_heads, config.d_kv).unbind(1)
-            cache.own[index, 0, rows, :, positions] = key
-            cache.own[index, 1, rows, :, positions] = value
-            keys, values = cache.own[index, :, chosen, :, :longest].unbind(0)
+            fused = projected(rms_norm(x, own.norm, config.layer_norm_epsilon), own.into)
+            fused = fused.view(count, 3, config.num_heads, config.d_kv)
+            query = fused[:, 0]
+            cache.own[index][:, step.rows, :, step.positions] = fused[:, 1:]
+            keys, values = cache.own[index, :, step.chosen, :, : step.num_keys].unbind(0)
             x = x + linear(attend(query.unsqueeze(2), keys, values, own_bias).squeeze(1), own.out)
-            query = linear(rms_norm(x, cross.norm, config.layer_norm_epsilon), cross.query).view(
-                len(slots), config.num_heads, 1, config.d_kv
-            )
-            keys, values = cache.cross[index, :, chosen, :, :longest_prompt].unbind(0)
+            query = projected(rms_norm(x, cross.norm, config.layer_norm_epsilon), cross.query).view(count, config.num_heads, 1, config.d_kv)
+            keys, values = cache.cross[index, :, step.chosen, :, : step.num_prompt_keys].unbind(0)
             x = x + linear(attend(query, keys, values, cross_bias).squeeze(1), cross.out)
-            x = x + self._feed_forward(block, rms_norm(x, block.norm, config.layer_norm_epsilon), recorder)
+            of = x if step.sources is None or block.router is None else taken(x, step.sources)
+            x = x + self._feed_forward(block, rms_norm(of, block.norm, config.layer_norm_epsilon), recorder)
         return rms_norm(x, decoder.final_norm, config.layer_norm_epsilon)
 
     def _step_bias(self, positions: Tensor, num_keys: int) -> Tensor:
@@ -236,22 +318,45 @@ class SwitchModel:
         stack = self._weights.encoder
         span = torch.arange(ids.shape[1], device=self.device)
         bias = self._position_bias(stack, span - span[:, None], bidirectional=True).permute(2, 0, 1) + _padding_bias(valid)
-        groups = [Padding.of(valid, rows) for rows in of_like_lengths(valid.sum(1).tolist())]
+        # Starting a call costs a GPU more than padding does.
+        alike = [list(range(len(ids)))] if ids.is_cuda else of_like_lengths(valid.sum(1).tolist())
+        groups = [Padding.of(valid, rows) for rows in alike]
         biases = [bias[group.rows, :, : group.longest, : group.longest] for group in groups]
-        x = F.embedding(ids[valid], stack.embedding).float()
-        for block in stack.blocks:
-            x = x + self._attended(block.self_attention, x, groups, biases)
-            x = x + self._feed_forward(block, rms_norm(x, block.norm, self._config.layer_norm_epsilon), recorder)
-        return rms_norm(x, stack.final_norm, self._config.layer_norm_epsilon)
+        return self._encoded(ids[valid], lambda attention, fused: self._attended(attention, fused, groups, biases), recorder)
 
-    def _attended(self, attention: Attention, x: Tensor, groups: Sequence[Padding], biases: Sequence[Tensor]) -> Tensor:
-        """Self-attention of tokens without padding, (num_tokens, d_model), which is there only while they attend to each other."""
-        fused = linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into)
+    def _encode_packed(self, ids: Tensor, positions: Tensor, owners: Tensor, sources: Tensor, recorder: Recorder | None) -> Tensor:
+        """The same of tokens of which each attends to those with its owner; their experts are those of the tokens `sources`."""
+        config, count = self._config, len(ids)
+        table = self._weights.encoder.position_bias.mT.to(mixing_dtype(self._weights.shared))
+        bias = table[:, self._buckets(positions - positions[:, None], bidirectional=True)].unsqueeze(0)
+        bias.masked_fill_(owners != owners[:, None], float("-inf"))
+
+        def attended(attention: Attention, fused: Tensor) -> Tensor:
+            query, key, value = fused.view(1, count, 3, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4).unbind(0)
+            return attend(query, key, value, bias).squeeze(0)
+
+        return self._encoded(ids, attended, recorder, sources)
+
+    def _encoded(
+        self, ids: Tensor, attended: Callable[[Attention, Tensor], Tensor], recorder: Recorder | None, sources: Tensor | None = None
+    ) -> Tensor:
+        """`attended` mixes the tokens' queries, keys and values, (num_tokens, 3 * inner) to (num_tokens, inner)."""
+        stack, eps = self._weights.encoder, self._config.layer_norm_epsilon
+        x = F.embedding(ids, stack.embedding).float()
+        for block in stack.blocks:
+            attention = block.self_attention
+            x = x + linear(attended(attention, projected(rms_norm(x, attention.norm, eps), attention.into)), attention.out)
+            of = x if sources is None or block.router is None else taken(x, sources)
+            x = x + self._feed_forward(block, rms_norm(of, block.norm, eps), recorder)
+        return rms_norm(x, stack.final_norm, eps)
+
+    def _attended(self, attention: Attention, fused: Tensor, groups: Sequence[Padding], biases: Sequence[Tensor]) -> Tensor:
+        """Self-attention of tokens without padding, which is there only while they attend to each other."""
         mixed = torch.empty_like(fused[:, : attention.out.shape[1]])
         for group, bias in zip(groups, biases, strict=True):
             query, key, value = (split_heads(part, self._config.num_heads) for part in group.padded(fused).chunk(3, -1))
             mixed = mixed.index_copy_(0, group.tokens, group.taken_off(attend(query, key, value, bias)))
-        return linear(mixed, attention.out)
+        return mixed
 
     def _decode(self, ids: Tensor, valid: Tensor, encoded: Tensor, encoded_valid: Tensor, recorder: Recorder | None) -> Tensor:
         stack, eps = self._weights.decoder, self._config.layer_norm_epsilon
@@ -266,7 +371,7 @@ class SwitchModel:
             cross = block.cross_attention
             assert cross is not None
             assert cross.query is not None
-            query = split_heads(linear(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
+            query = split_heads(projected(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
             key, value = (encoded_padding.padded(part.flatten(1)) for part in self._cross_keys(block, encoded))
             key, value = split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
             x = x + linear(attend(query, key, value, cross_bias), cross.out)
@@ -274,14 +379,14 @@ class SwitchModel:
         return rms_norm(x, stack.final_norm, eps)
 
     def _self_attention(self, attention: Attention, x: Tensor, bias: Tensor) -> Tensor:
-        fused = linear(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into)
+        fused = projected(rms_norm(x, attention.norm, self._config.layer_norm_epsilon), attention.into)
         query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
         return x + linear(attend(query, key, value, bias), attention.out)
 
     def _cross_keys(self, block: Block, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens without padding: (num_tokens, num_heads, d_kv) each."""
         assert block.cross_attention is not None
-        key, value = linear(encoded, block.cross_attention.into).view(len(encoded), 2, self._config.num_heads, -1).unbind(1)
+        key, value = projected(encoded, block.cross_attention.into).view(len(encoded), 2, self._config.num_heads, -1).unbind(1)
         return key, value
 
     def _feed_forward_at(self, block: Block, x: Tensor, places: Tensor | None, recorder: Recorder | None) -> Tensor:
@@ -308,9 +413,14 @@ class SwitchModel:
 
     def _position_bias(self, stack: Stack, relative: Tensor, bidirectional: bool) -> Tensor:
         """Bias for each of `relative` (rows, keys), heads last: (rows, keys, num_heads)."""
+        return F.embedding(self._buckets(relative, bidirectional), stack.position_bias).float()
+
+    def _buckets(self, relative: Tensor, bidirectional: bool) -> Tensor:
         config = self._config
-        buckets = position_buckets(relative, bidirectional, config.relative_attention_num_buckets, config.relative_attention_max_distance)
-        return F.embedding(buckets, stack.position_bias).float()
+        return position_buckets(relative, bidirectional, config.relative_attention_num_buckets, config.relative_attention_max_distance)
+
+    def _best_tokens(self, hidden: Tensor) -> Tensor:
+        return self._logits(hidden).argmax(-1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         weights = self._weights

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from services.model.errors import CheckpointError
 from services.model.families.base import ExpertStack
-from services.model.families.blocked import blocked
+from services.model.families.blocked import blocked, widened
 from services.model.families.tensors import TensorSource, read_json
 
 
@@ -61,13 +61,16 @@ class Attention:
     query: Tensor | None = None
 
     def blocked(self) -> Attention:
-        return Attention(self.norm, blocked(self.into), blocked(self.out), None if self.query is None else blocked(self.query))
+        return Attention(widened(self.norm), blocked(self.into), blocked(self.out), None if self.query is None else blocked(self.query))
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
     weight: Tensor
     bias: Tensor | None
+
+    def widened(self) -> Router:
+        return Router(widened(self.weight), None if self.bias is None else widened(self.bias))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,11 @@ class Block:
     moe_layer: int
 
     def blocked(self) -> Block:
-        """Routers stay as they are: they multiply in float32."""
+        """Routers multiply in float32."""
         return replace(
             self,
+            norm=widened(self.norm),
+            router=None if self.router is None else self.router.widened(),
             self_attention=self.self_attention.blocked(),
             cross_attention=None if self.cross_attention is None else self.cross_attention.blocked(),
             wi=None if self.wi is None else blocked(self.wi),
@@ -101,7 +106,8 @@ class Stack:
     final_norm: Tensor
 
     def blocked(self) -> Stack:
-        return replace(self, blocks=tuple(block.blocked() for block in self.blocks))
+        blocks = tuple(block.blocked() for block in self.blocks)
+        return Stack(blocks, self.embedding, widened(self.position_bias), widened(self.final_norm))
 
 
 @dataclass(frozen=True, slots=True)
