@@ -24,12 +24,14 @@ from services.model.families.layers import (
     apply_experts,
     attend,
     finished,
+    gpu_dtype,
     grown,
     linear,
     mixing_dtype,
     of_like_lengths,
     padded,
     plain_expert,
+    plus,
     plus_at,
     position_buckets,
     projected,
@@ -208,7 +210,7 @@ class SwitchModel:
     def _keep_cross(self, cache: SwitchCache, encoded: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Keys and values of prompt tokens (num_tokens, d_model), each of a slot and a position."""
         for index, block in enumerate(self._weights.decoder.blocks):
-            cache.cross[index][:, slots, :, positions] = torch.stack(self._cross_keys(block, encoded), 1)
+            cache.cross[index][:, slots, :, positions] = self._cross_keys(block, encoded)
 
     def step(self, cache: Cache, slots: Sequence[int], recorder: Recorder | None = None) -> list[int]:
         assert isinstance(cache, SwitchCache)
@@ -275,7 +277,7 @@ class SwitchModel:
 
     def _decoded(self, cache: SwitchCache, step: _Step, recorder: Recorder | None) -> Tensor:
         config, decoder, count = self._config, self._weights.decoder, len(step.tokens)
-        dtype = mixing_dtype(self._weights.shared)
+        dtype = gpu_dtype(self._weights.shared)
         own_bias = self._step_bias(step.positions, step.num_keys).to(dtype)
         cross_bias = _padding_bias(torch.arange(step.num_prompt_keys, device=self.device) < step.prompt_lengths[:, None]).to(dtype)
         x = F.embedding(step.tokens, decoder.embedding).float()
@@ -288,12 +290,12 @@ class SwitchModel:
             query = fused[:, 0]
             cache.own[index][:, step.rows, :, step.positions] = fused[:, 1:]
             keys, values = cache.own[index, :, step.chosen, :, : step.num_keys].unbind(0)
-            x = x + linear(attend(query.unsqueeze(2), keys, values, own_bias).squeeze(1), own.out)
+            x = plus(x, linear(attend(query.unsqueeze(2), keys, values, own_bias).squeeze(1), own.out))
             query = projected(rms_norm(x, cross.norm, config.layer_norm_epsilon), cross.query).view(count, config.num_heads, 1, config.d_kv)
             keys, values = cache.cross[index, :, step.chosen, :, : step.num_prompt_keys].unbind(0)
-            x = x + linear(attend(query, keys, values, cross_bias).squeeze(1), cross.out)
+            x = plus(x, linear(attend(query, keys, values, cross_bias).squeeze(1), cross.out))
             of = x if step.sources is None or block.router is None else taken(x, step.sources)
-            x = x + self._feed_forward(block, rms_norm(of, block.norm, config.layer_norm_epsilon), recorder)
+            x = plus(x, self._feed_forward(block, rms_norm(of, block.norm, config.layer_norm_epsilon), recorder))
         return rms_norm(x, decoder.final_norm, config.layer_norm_epsilon)
 
     def _step_bias(self, positions: Tensor, num_keys: int) -> Tensor:
@@ -327,7 +329,7 @@ class SwitchModel:
     def _encode_packed(self, ids: Tensor, positions: Tensor, owners: Tensor, sources: Tensor, recorder: Recorder | None) -> Tensor:
         """The same of tokens of which each attends to those with its owner; their experts are those of the tokens `sources`."""
         config, count = self._config, len(ids)
-        table = self._weights.encoder.position_bias.mT.to(mixing_dtype(self._weights.shared))
+        table = self._weights.encoder.position_bias.mT.to(gpu_dtype(self._weights.shared))
         bias = table[:, self._buckets(positions - positions[:, None], bidirectional=True)].unsqueeze(0)
         bias.masked_fill_(owners != owners[:, None], float("-inf"))
 
@@ -345,9 +347,9 @@ class SwitchModel:
         x = F.embedding(ids, stack.embedding).float()
         for block in stack.blocks:
             attention = block.self_attention
-            x = x + linear(attended(attention, projected(rms_norm(x, attention.norm, eps), attention.into)), attention.out)
+            x = plus(x, linear(attended(attention, projected(rms_norm(x, attention.norm, eps), attention.into)), attention.out))
             of = x if sources is None or block.router is None else taken(x, sources)
-            x = x + self._feed_forward(block, rms_norm(of, block.norm, eps), recorder)
+            x = plus(x, self._feed_forward(block, rms_norm(of, block.norm, eps), recorder))
         return rms_norm(x, stack.final_norm, eps)
 
     def _attended(self, attention: Attention, fused: Tensor, groups: Sequence[Padding], biases: Sequence[Tensor]) -> Tensor:
@@ -372,7 +374,7 @@ class SwitchModel:
             assert cross is not None
             assert cross.query is not None
             query = split_heads(projected(rms_norm(x, cross.norm, eps), cross.query), self._config.num_heads)
-            key, value = (encoded_padding.padded(part.flatten(1)) for part in self._cross_keys(block, encoded))
+            key, value = (encoded_padding.padded(part.flatten(1)) for part in self._cross_keys(block, encoded).unbind(1))
             key, value = split_heads(key, self._config.num_heads), split_heads(value, self._config.num_heads)
             x = x + linear(attend(query, key, value, cross_bias), cross.out)
             x = self._feed_forward_at(block, x, places, recorder)
@@ -383,11 +385,10 @@ class SwitchModel:
         query, key, value = (split_heads(part, self._config.num_heads) for part in fused.chunk(3, -1))
         return x + linear(attend(query, key, value, bias), attention.out)
 
-    def _cross_keys(self, block: Block, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Of tokens without padding: (num_tokens, num_heads, d_kv) each."""
+    def _cross_keys(self, block: Block, encoded: Tensor) -> Tensor:
+        """Keys and values of tokens without padding: (num_tokens, 2, num_heads, d_kv)."""
         assert block.cross_attention is not None
-        key, value = projected(encoded, block.cross_attention.into).view(len(encoded), 2, self._config.num_heads, -1).unbind(1)
-        return key, value
+        return projected(encoded, block.cross_attention.into).view(len(encoded), 2, self._config.num_heads, -1)
 
     def _feed_forward_at(self, block: Block, x: Tensor, places: Tensor | None, recorder: Recorder | None) -> Tensor:
         """`x` plus its feed-forward part, computed for the tokens that are not padding."""
