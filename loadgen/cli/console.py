@@ -124,8 +124,8 @@ def _ending_of_call(error: BaseException) -> tuple[str, ExitCode] | None:
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on standard output, keys as given."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """One JSON object on standard output, keys as given, the version of its schema first."""
+    typer.echo(json.dumps({"schema_version": 1, **value}, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def stdout() -> Console:

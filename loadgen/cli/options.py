@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from loadgen.cli.places import DEFAULT_TARGET
+from services.core.merging.recipes import BEST, FITTED
 from services.core.naming import nearest
 
 
@@ -23,10 +24,14 @@ def _files(package: str) -> tuple[str, ...]:
 
 
 def _one_of(known: tuple[str, ...]) -> Callable[[str], str]:
+    """With dashes or underscores; as it is known by."""
+    by_name = {name.replace("-", "_"): name for name in known}
+
     def checked(name: str) -> str:
-        if name.replace("-", "_") not in known:
+        found = by_name.get(name.replace("-", "_"), name)
+        if found and found not in known:  # an empty one is the command's own
             raise typer.BadParameter(f"{name!r} is unknown; {nearest(name, known, 'there are ' + ', '.join(known))}")
-        return name
+        return found
 
     return checked
 
@@ -92,10 +97,12 @@ Alpha = Annotated[
 TaskType = Annotated[str, typer.Option("--task", help="Task type; without it the broker guesses from the prompt.", metavar="TYPE")]
 Region = Annotated[str, typer.Option(help="Where the user is; links differ by region and edge. Default: the broker's.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most; 0: the server's default.")]
+_METHODS = tuple(sorted((BEST, FITTED, *(name.replace("_", "-") for name in _files("services.model.merges")))))
 Method = Annotated[
     str,
     typer.Option(
-        help="Method: m-smoe (the paper's merge), dominant, average; best measures and chooses; fitted packs each expert as needed."
+        callback=_one_of(_METHODS),
+        help="Method: m-smoe (the paper's merge), dominant, average; best measures and chooses; fitted packs each expert as needed.",
     ),
 ]
 Allocation = Annotated[str, typer.Option(help="How layers share the experts kept: mc-smoe (the paper's), uniform, whole-tasks.")]

@@ -48,7 +48,7 @@ def reproduce(
         stderr().print(f"interrupted: finished runs are kept in {out}, the same command goes on from there")
         raise
     if json:
-        print_json({"schema_version": 1, "page": str(out / "index.html"), "experiments": documents})
+        print_json({"page": str(out / "index.html"), "experiments": documents})
     else:
         _print(documents)
         if quick:

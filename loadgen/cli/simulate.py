@@ -135,7 +135,6 @@ def as_json(compared: Comparison, arms: Sequence[Arm], forms: Form) -> dict[str,
                 told[name][key] = asdict(compared.paired(name, other, "positive_cost"))
     ours, best = OURS.name if OURS.name in names else None, compared.best_baseline()
     about = {
-        "schema_version": 1,
         "scenario": compared.scenario,
         "seeds": list(compared.seeds),
         "forms": forms.value,

@@ -37,6 +37,7 @@ from services.model.greedy import greedy
 from services.model.manifest import BlobRef, CheckPrompt, ModelManifest, mixed_frequencies
 from services.model.memory import budget_for, unique_bytes
 from services.model.merged_blobs import BuiltGroups, read_merged, write_merged
+from services.model.merges import check_method
 from services.model.merging import merged_experts
 from services.model.recovery import Example, RecoveryOptions, examples, recover
 from services.model.tensor_files import write_atomically
@@ -159,6 +160,7 @@ class Builder:
     ) -> ModelManifest:
         """The version for this traffic in this memory. Raises the core's BudgetError, MixError or OptionError on a bad request."""
         options = options or BuildOptions()
+        check_method(options.method)
         if options.method == BEST:
             return self._best(mix, budget_bytes, options, progress)
         clock = _Phases(progress)

@@ -48,6 +48,14 @@ def test_help_breaks_lines_where_the_terminal_does_and_not_where_the_source_does
     assert "leaves of the model, beside the unmerged model at few bits. Prints its" in told
 
 
+def test_a_method_that_is_none_is_refused_before_anything_is_measured_with_all_that_there_are(tmp_path):
+    told = run(*MERGE, "--method", "fited", "--model", str(tmp_path / "nowhere"))
+    assert told.exit_code == 2
+    assert "'fited' is unknown; did you mean fitted?" in " ".join(told.output.replace("│", " ").split())
+    told = run(*MERGE, "--method", "zzz")
+    assert "there are average, best, dominant, fitted, m-smoe" in " ".join(told.output.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("service", ["broker", "worker", "controller", "merger"])
 def test_the_settings_of_a_service_fit_in_80_columns(service):
     result = CliRunner().invoke(app, ["serve", service, "--settings"], env={"COLUMNS": "80"})

@@ -58,7 +58,6 @@ def broker(
 def as_json(figures: BrokerFigures) -> dict[str, object]:
     asked = figures.options
     return {
-        "schema_version": 1,
         "tasks_per_s": asked.tasks_per_s,
         "duration_s": asked.duration_s,
         "rounds": asked.rounds,

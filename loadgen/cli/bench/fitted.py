@@ -41,7 +41,7 @@ def fitted(
     counts = tuple(int(count) for count in _numbers(batches, "batches"))
     figures = measure(builder, scored, sizes, counts, rounds, progress())
     if json:
-        print_json({"schema_version": 1, **asdict(figures)})
+        print_json(asdict(figures))
     else:
         _print(figures)
 

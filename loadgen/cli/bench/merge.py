@@ -72,7 +72,6 @@ def as_json(figures: MergeFigures) -> dict[str, object]:
     """Even routing first, because there every expert is read; `routings` has both."""
     routings = {name: _routing_json(routing) for name, routing in figures.routings.items()}
     return {
-        "schema_version": 1,
         **{key: value for key, value in routings["even"].items() if key != "next_mix"},
         "budget_bytes": figures.budget_bytes,
         "full_bytes": figures.full_bytes,

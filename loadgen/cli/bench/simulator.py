@@ -38,7 +38,6 @@ def simulator(
 
 def as_json(figures: SimulatorFigures) -> dict[str, object]:
     return {
-        "schema_version": 1,
         "compiled": figures.compiled,
         "num_edges": figures.num_edges,
         "tasks_per_s": figures.tasks_per_s,

@@ -83,7 +83,6 @@ def as_json(figures: SwapFigures) -> dict[str, object]:
     """The worst size at the top, each under `sizes`."""
     sizes = figures.sizes
     return {
-        "schema_version": 1,
         "shape": figures.shape,
         "machine": {**figures.machine, "bandwidth_bytes_per_s": figures.bandwidth_bytes_per_s},
         "swaps": sum(len(size.swaps) for size in sizes),
@@ -131,7 +130,6 @@ def _size_json(size: SizeFigures) -> dict[str, object]:
 
 def curves_json(curves: Mapping[float, Sequence[CurvePoint]]) -> dict[str, object]:
     return {
-        "schema_version": 1,
         "curves": {
             f"{fraction:g}": [
                 {"allocation": p.allocation, "keep_gain": p.keep_gain, "bytes_share": p.bytes_share, "score": p.score} for p in points

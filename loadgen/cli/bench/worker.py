@@ -82,7 +82,7 @@ def as_json(figures: WorkerFigures) -> dict[str, object]:
         "processor_ratio_best_static_batch": figures.processor.ratio_best_static_batch,
         "processor_ratio_one_at_a_time": figures.processor.ratio_one_at_a_time,
     }
-    return {"schema_version": 1, **asdict(figures), **ratios}
+    return {**asdict(figures), **ratios}
 
 
 def _print(figures: WorkerFigures) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from services.core.merging.errors import OptionError
+from services.core.merging.recipes import BEST, FITTED
 from services.core.merging.registry import entry, names, optional_entry
+from services.core.naming import nearest
 
 MergeMethod = Callable[[Tensor, Tensor], Tensor]
 MergeShares = Callable[[Sequence[float]], Sequence[float]]
@@ -21,6 +24,13 @@ MergeShares = Callable[[Sequence[float]], Sequence[float]]
 def merge_methods() -> tuple[str, ...]:
     """Names of all methods."""
     return names(__name__)
+
+
+def check_method(name: str) -> None:
+    """OptionError where no version can be built by a method of that name."""
+    known = (BEST, FITTED, *merge_methods())
+    if name not in known:
+        raise OptionError(f"method {name!r} is unknown; {nearest(name, known, 'there are ' + ', '.join(known))}")
 
 
 def merge_method(name: str) -> MergeMethod:
