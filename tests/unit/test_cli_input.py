@@ -19,7 +19,8 @@ from loadgen.cli.serve import as_environment
 COMMANDS = (
     ("up",), ("infer",), ("status",), ("explain",), ("replay",), ("simulate",), ("reproduce",), ("demo",), ("merge",), ("profile",),
     ("import-checkpoint",), ("topics",), ("certs",), ("edges",), ("edges", "pin"), ("serve",), ("serve", "worker"), ("bench",),
-    ("bench", "broker"), ("bench", "fitted"), ("bench", "merge"), ("bench", "simulator"), ("bench", "swap"), ("bench", "worker"),
+    ("bench", "all"), ("bench", "broker"), ("bench", "fitted"), ("bench", "merge"), ("bench", "simulator"), ("bench", "swap"),
+    ("bench", "worker"),
 )  # fmt: skip
 
 MERGE = ("merge", "--tasks", "TASKS", "--budget-bytes", "1")

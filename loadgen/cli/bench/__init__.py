@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from loadgen.cli.bench.broker import broker
+from loadgen.cli.bench.everything import everything
 from loadgen.cli.bench.fitted import fitted
 from loadgen.cli.bench.merge import merge
 from loadgen.cli.bench.simulator import simulator
@@ -19,6 +20,7 @@ def bench() -> None:
     """A group, so that the benchmark is always named."""
 
 
+app.command("all")(everything)
 app.command()(broker)
 app.command()(fitted)
 app.command()(merge)

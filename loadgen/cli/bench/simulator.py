@@ -12,6 +12,8 @@ from loadgen.cli.console import CommandError, command, print_json, progress, std
 if TYPE_CHECKING:
     from loadgen.bench.simulator import SimulatorFigures
 
+TASKS_TARGET_PER_S = 50_000
+
 
 @command
 def simulator(
@@ -81,5 +83,8 @@ def _print(figures: SimulatorFigures) -> None:
             rows,
         )
     )
+    reached = [("as installed", figures.tasks_per_s), ("compiled", figures.compiled_tasks_per_s)]
+    verdicts = [f"{'met' if rate >= TASKS_TARGET_PER_S else 'missed'} {how}" for how, rate in reached if rate is not None]
+    console.print(f"Target {TASKS_TARGET_PER_S:,} tasks/s: {', '.join(verdicts)}")
     scales = [(str(n), f"{value * 1e6:.0f}") for n, value in figures.task_s_by_edges.items()]
     console.print(table("Cost of a task", ("edges", "µs"), scales))
