@@ -7,7 +7,6 @@ For a GPU what is small lies in float32 instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -55,13 +54,7 @@ def can_block(matrix: Tensor) -> bool:
 def _is_offered(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):  # type: ignore[no-untyped-call]
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16())
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has products of bfloat16."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return,no-untyped-call]
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def blocked(matrix: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ from services.model.families.layers import (
     attend,
     finished,
     gated_expert,
-    gpu_dtype,
     grown,
     linear,
     mixed_experts,
+    mixing_dtype,
     padded,
     plus_at,
     rms_norm,
@@ -126,7 +126,7 @@ class DecoderModel:
         config = self._config
         size = (config.num_layers, 2, num_slots, config.num_key_heads, FEWEST_CACHED_TOKENS, config.d_head)
         with torch.no_grad():
-            kept = torch.zeros(size, device=self.device, dtype=gpu_dtype(self._tensors["embedding"]))
+            kept = torch.zeros(size, device=self.device, dtype=mixing_dtype(self._tensors["embedding"]))
         return DecoderCache(num_slots, kept, [0] * num_slots, [0] * num_slots, Replays(self.device))
 
     def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
@@ -284,7 +284,7 @@ class DecoderModel:
         angles = positions[:, None, :, None].float() * self._frequencies.repeat(2)
         cos, sin = angles.cos(), angles.sin()
         x = F.embedding(ids, self._tensors["embedding"]).float()
-        dtype = gpu_dtype(self._tensors["embedding"])
+        dtype = mixing_dtype(self._tensors["embedding"])
         moe_layer = 0
         for number, block in enumerate(self._blocks):
             query, key, value = self._query_key_value(block, rms_norm(x, block["attention_norm"], config.eps))
@@ -302,7 +302,7 @@ class DecoderModel:
         back = positions[:, None, :, None] - keys
         apart = back < 0 if owners is None else (back < 0) | (owners != owners[:, None])
         hidden = {w: apart if w == NO_WINDOW else apart | (back >= w) for w in set(self._config.windows)}
-        dtype = gpu_dtype(self._tensors["embedding"])
+        dtype = mixing_dtype(self._tensors["embedding"])
         return {w: torch.zeros(at.shape, device=at.device, dtype=dtype).masked_fill(at, float("-inf")) for w, at in hidden.items()}
 
     def _query_key_value(self, block: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

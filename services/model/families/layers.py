@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from services.model.errors import PromptError
-from services.model.families.blocked import BlockedStack, multiplies_bfloat16, product, rectified_product, row_of
+from services.model.families.blocked import BlockedStack, product, rectified_product, row_of
 from services.model.families.four_bits import FourBitForm, FourBitMatrix
 from services.model.families.packed_weights import PackedWeights
 
@@ -23,7 +23,6 @@ Activation = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, str, Activation | None], Tensor]
 Expert = Callable[[Product, Tensor], Tensor]  # one expert's function, told by its matrix products; it may not mix tokens
 
-LEAST_WIDTH = 512  # of a model whose attention is faster in bfloat16: below, its kernels are too short to start more of them
 LEAST_SPREAD = 8  # tokens that prompts may differ by and still attend in one call
 GATHER_PARAMS = 3 << 16  # most expert weights that may be copied to save a grouped product
 GPU_GATHER_PARAMS = 1 << 24  # the same on a GPU, where starting products takes longer than copying
@@ -68,20 +67,11 @@ def linear(x: Tensor, weight: Tensor | FourBitMatrix, activation: Activation | N
 
 def projected(x: Tensor, weight: Tensor) -> Tensor:
     """Queries, keys and values: `linear`, in the dtype that attention is computed in."""
-    if mixing_dtype(weight) == torch.float32:
-        return linear(x, weight)
-    return product(x.to(weight.dtype), weight) if weight.is_mkldnn else F.linear(x.to(weight.dtype), weight)
+    return F.linear(x.to(weight.dtype), weight) if weight.is_cuda and not torch.is_grad_enabled() else linear(x, weight)
 
 
 def mixing_dtype(weight: Tensor) -> torch.dtype:
-    """In which attention is computed: that of the weights where it is faster so, on a GPU or in a wide model, else float32."""
-    if weight.is_cuda or weight.shape[-1] < LEAST_WIDTH or weight.dtype != torch.bfloat16 or not multiplies_bfloat16():
-        return gpu_dtype(weight)
-    return torch.float32 if torch.is_grad_enabled() else weight.dtype
-
-
-def gpu_dtype(weight: Tensor) -> torch.dtype:
-    """That of the weights on a GPU that serves, else float32."""
+    """In which attention is computed: on a GPU that serves, whose kernels for it are several times faster then, that of the weights."""
     return weight.dtype if weight.is_cuda and not torch.is_grad_enabled() else torch.float32
 
 
@@ -130,21 +120,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
     """Attention with `bias` added to the scores; heads joined again: (rows, tokens, heads * d_kv). A key head may serve several queries."""
     grouped = query.shape[1] != key.shape[1]
-    if query.dtype == torch.bfloat16 and not query.is_cuda and not grouped:
-        return _joined(_attend_narrow(query, key, value, bias, scale))
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=scale, enable_gqa=grouped)
-    return _joined(mixed)
-
-
-def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """With products in bfloat16, which on a processor torch's own attention has none of, and scores in float32."""
-    scores = torch.matmul(query, key.transpose(-1, -2)).float()
-    scores = (scores if scale == 1.0 else scores.mul_(scale)).add_(bias).softmax(-1)
-    return torch.matmul(scores.to(value.dtype), value)
-
-
-def _joined(mixed: Tensor) -> Tensor:
-    """Heads side by side again: (rows, tokens, heads * d_kv)."""
     rows, heads, tokens, width = mixed.shape
     return mixed.transpose(1, 2).reshape(rows, tokens, heads * width)
 

@@ -24,7 +24,6 @@ from services.model.families.layers import (
     apply_experts,
     attend,
     finished,
-    gpu_dtype,
     grown,
     linear,
     mixing_dtype,
@@ -277,7 +276,7 @@ class SwitchModel:
 
     def _decoded(self, cache: SwitchCache, step: _Step, recorder: Recorder | None) -> Tensor:
         config, decoder, count = self._config, self._weights.decoder, len(step.tokens)
-        dtype = gpu_dtype(self._weights.shared)
+        dtype = mixing_dtype(self._weights.shared)
         own_bias = self._step_bias(step.positions, step.num_keys).to(dtype)
         cross_bias = _padding_bias(torch.arange(step.num_prompt_keys, device=self.device) < step.prompt_lengths[:, None]).to(dtype)
         x = F.embedding(step.tokens, decoder.embedding).float()
@@ -329,7 +328,7 @@ class SwitchModel:
     def _encode_packed(self, ids: Tensor, positions: Tensor, owners: Tensor, sources: Tensor, recorder: Recorder | None) -> Tensor:
         """The same of tokens of which each attends to those with its owner; their experts are those of the tokens `sources`."""
         config, count = self._config, len(ids)
-        table = self._weights.encoder.position_bias.mT.to(gpu_dtype(self._weights.shared))
+        table = self._weights.encoder.position_bias.mT.to(mixing_dtype(self._weights.shared))
         bias = table[:, self._buckets(positions - positions[:, None], bidirectional=True)].unsqueeze(0)
         bias.masked_fill_(owners != owners[:, None], float("-inf"))
 
