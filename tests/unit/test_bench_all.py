@@ -39,10 +39,10 @@ def test_figures_are_kept_and_a_benchmark_that_cannot_run_leaves_the_others_thei
     assert f"Redis at {NOWHERE} does not answer" in failed["broker"]
     assert json.loads((tmp_path / "worker.json").read_text()) == figures["worker"]
     told = {headline.what: headline for headline in headlines("worker", figures["worker"])}
-    alone = told["times one at a time"]
+    alone = told["x one at a time"]
     assert (alone.value, alone.target) == (figures["worker"]["ratio_one_at_a_time"], TARGET_ALONE)
     assert alone.is_met == (alone.value >= TARGET_ALONE)
-    assert told["tasks with other tokens"].is_met
+    assert told["tasks of other tokens"].is_met
 
 
 def test_the_command_says_what_did_not_run_and_fails(tmp_path):
