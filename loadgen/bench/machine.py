@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from services.model.families.layers import finished
+from services.model.device import finished
 
 BUFFER_BYTES = 256 << 20  # far larger than any cache
 ROUNDS = 7

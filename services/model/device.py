@@ -60,3 +60,9 @@ def put(target: Tensor, source: Tensor) -> None:
         target.copy_(source.pin_memory(), non_blocking=True)
     else:
         target.copy_(source)
+
+
+def finished(device: torch.device) -> None:
+    """Wait for what a GPU was told, so that the time it takes is not counted as that of what comes next."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,20 +28,13 @@ from services.model.merging import merged_experts
 from services.model.quantise import quantised, zeroed
 from services.model.recorder import CountingRecorder, GramRecorder
 from services.model.recovery import RecoveryOptions, examples, recover
-from tests.unit.pico import pico_tasks, word, write_pico_checkpoint
-from tests.unit.pico_decoders import write_pico_decoder
+from tests.unit.pico import pico_tasks, word
+from tests.unit.pico_decoders import write_pico
 
 WORDS = ("0 7 20", "31", "1 2 3 4 5 6 7 8 9 50 51", "44 45")
 TARGETS = [[8, 9, 1], [10, 11, 12, 13, 1], [1], [14, 15, 1]]
 PAIRS = LayerPlan(((0, 5), (2, 1, 7), (3,), (6, 4)), ((0.75, 0.25), (0.5, 0.25, 0.25), (1.0,), (0.5, 0.5)))
 FAMILIES = [family.name for family in families()]
-
-
-def write_pico(directory: Path, family: str, **options) -> Path:
-    if family == "switch":
-        return write_pico_checkpoint(directory, **options)
-    write_pico_decoder(directory, family, **options)
-    return directory
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from tests.unit.pico import NUM_WORDS, tokenizer
+from tests.unit.pico import NUM_WORDS, tokenizer, write_pico_checkpoint
 
 COMMON = dict(
     vocab_size=NUM_WORDS + 3, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -49,3 +49,11 @@ def write_pico_decoder(directory: Path, family: str, *, seed: int = 0, dtype: to
     model.to(dtype).save_pretrained(directory)
     tokenizer(ends_prompts=False).save_pretrained(directory)
     return model
+
+
+def write_pico(directory: Path, family: str, **options: Any) -> Path:
+    """Of any family."""
+    if family == "switch":
+        return write_pico_checkpoint(directory, **options)
+    write_pico_decoder(directory, family, **options)
+    return directory

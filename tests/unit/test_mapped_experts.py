@@ -14,7 +14,7 @@ from services.model.mapped_experts import MappedExperts, map_layer, write_layer
 from services.model.memory import unique_bytes
 from services.model.merging import merged_experts
 from tests.unit.pico import write_pico_checkpoint
-from tests.unit.pico_decoders import write_pico_decoder
+from tests.unit.pico_decoders import write_pico
 
 PLAN = LayerPlan(((0, 5), (2, 1, 7), (3,), (6, 4)), ((0.75, 0.25), (0.5, 0.25, 0.25), (1.0,), (1.0, 0.0)))
 SHAPES = {"wi": (6, 4), "wo": (4, 6)}
@@ -54,7 +54,7 @@ def test_mapped_experts_and_what_is_merged_from_them_are_those_that_are_held(che
 @pytest.mark.parametrize("family", ["switch", "mixtral"])
 def test_a_model_with_mapped_experts_answers_as_one_that_holds_them(tmp_path, family):
     checkpoint = tmp_path / "model"
-    write_pico_checkpoint(checkpoint) if family == "switch" else write_pico_decoder(checkpoint, family)
+    write_pico(checkpoint, family)
     held, mapped = read_base(checkpoint), read_base(checkpoint, cache_dir=tmp_path / "cache")
     with torch.no_grad():
         answers = [base.model.teacher_forced([[5, 9, 11, 1], [7, 1]], [[8, 9, 1], [10, 1]]) for base in (held, mapped)]

@@ -18,7 +18,7 @@ from services.model.generation import BatchEngine, Emitted, GenTask
 from services.model.recorder import CountingRecorder
 from services.model.records import RecordLayout
 from tests.unit.pico import word, write_pico_checkpoint
-from tests.unit.pico_decoders import write_pico_decoder
+from tests.unit.pico_decoders import write_pico
 from tests.unit.serving_builders import budget_of, built, make_edge, running_merger, running_site
 from tests.unit.test_worker_updates import Load, load
 
@@ -30,12 +30,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture(scope="module", params=[family.name for family in families()])
 def directory(request, tmp_path_factory):
-    directory = tmp_path_factory.mktemp(request.param)
-    if request.param == "switch":
-        write_pico_checkpoint(directory)
-    else:
-        write_pico_decoder(directory, request.param)
-    return directory
+    return write_pico(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def encoded(base):

@@ -12,8 +12,8 @@ from services.model.checkpoint import read_base
 from services.model.families import families
 from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, sources, step_rows
 from services.model.recorder import CountingRecorder
-from tests.unit.pico import word, write_pico_checkpoint
-from tests.unit.pico_decoders import write_pico_decoder
+from tests.unit.pico import word
+from tests.unit.pico_decoders import write_pico
 
 WORDS = ("0 7 20", "31", "1 2 3 4 5 6 7 8 9 50 51", "44 45", "12 13 14 15")
 ENDS = {0: 4, 1: 25, 2: 9, 3: 40, 4: 3}  # tokens that each task takes; the longest outgrows its cache
@@ -33,12 +33,7 @@ class Recording:
 
 @pytest.fixture(scope="module", params=[family.name for family in families()])
 def base(request, tmp_path_factory):
-    directory = tmp_path_factory.mktemp(request.param)
-    if request.param == "switch":
-        write_pico_checkpoint(directory)
-    else:
-        write_pico_decoder(directory, request.param)
-    return read_base(directory)
+    return read_base(write_pico(tmp_path_factory.mktemp(request.param), request.param))
 
 
 def answered(base, cache, recorder):

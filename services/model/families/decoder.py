@@ -10,21 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from services.model.device import finished
 from services.model.errors import CheckpointError
 from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
 from services.model.families.blocked import blocked, widened
+from services.model.families.decoder_cache import FEWEST_CACHED_TOKENS, DecoderCache
 from services.model.families.decoder_config import NO_WINDOW, DecoderConfig, Fields
 from services.model.families.decoder_weights import USUAL_NAMES, Naming, check_tensors, read_tensors
 from services.model.families.layers import (
     ACTIVATIONS,
     Expert,
     attend,
-    finished,
+    check_rows,
     gated_expert,
     grown,
     linear,
@@ -39,23 +40,10 @@ from services.model.families.layers import (
     taken,
     valid_places,
 )
-from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, sources, step_rows
+from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, step_rows
 from services.model.families.tensors import TensorSource, read_json
 
-FEWEST_CACHED_TOKENS = 32
-
 Keep = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # block, its new keys and values; all keys and values to look at
-
-
-@dataclass(slots=True)
-class DecoderCache:
-    """Keys and values of every block, one slot a task. The token axis doubles when a task outgrows it."""
-
-    num_slots: int
-    kept: Tensor  # (num_blocks, 2, num_slots, num_key_heads, max_tokens, d_head)
-    positions: list[int]  # tokens of prompt and answer that are in `kept`
-    last_tokens: list[int]  # the one after them, which the next step reads
-    replays: Replays
 
 
 class DecoderModel:
@@ -134,7 +122,7 @@ class DecoderModel:
         assert isinstance(cache, DecoderCache)
         if not slots:
             return
-        padded(prompts, self.device)
+        check_rows(prompts)
         for slot in slots:
             cache.positions[slot] = 0
         self._read(cache, slots, [prompt[:-1] for prompt in prompts], recorder)
@@ -161,10 +149,7 @@ class DecoderModel:
         return tokens
 
     def _replayed(self, cache: DecoderCache, slots: Sequence[int], count: int, recorder: Recorder | None) -> list[int]:
-        cache.kept = grown(cache.kept, max(cache.positions[row] for row in range(count)) + 1)
-        num_keys = cache.kept.shape[4]
-        experts_of = sources(slots, count)
-        columns = np.array([[cache.last_tokens[row] for row in experts_of], [cache.positions[row] for row in range(count)], experts_of])
+        columns, num_keys = cache.columns(slots, count), cache.length
 
         def body(inputs: Tensor, collected: Recorder) -> Tensor:
             ids, positions, rows = (column.unsqueeze(1) for column in inputs.unbind(0))
@@ -213,7 +198,7 @@ class DecoderModel:
             self._forward(ids.unsqueeze(0), positions.unsqueeze(0), None, biases, keep, collected, experts_of)
             return ids
 
-        cache.replays.run(("prefill", packed.num_rows), body, packed.columns, range(packed.num_tokens), (cache.kept.shape[4],), recorder)
+        cache.replays.run(("prefill", packed.num_rows), body, packed.columns, range(packed.num_tokens), (cache.length,), recorder)
         for slot, row in zip(slots, rows, strict=True):
             cache.positions[slot] = len(row)
 
@@ -252,7 +237,7 @@ class DecoderModel:
     def teacher_forced(
         self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], recorder: Recorder | None = None
     ) -> Tensor:
-        padded(prompts, self.device)
+        check_rows(prompts)
         ids, valid = padded([[*prompt, *target[:-1]] for prompt, target in zip(prompts, targets, strict=True)], self.device)
         num_tokens = ids.shape[1]
         positions = torch.arange(num_tokens, device=self.device).expand_as(ids)

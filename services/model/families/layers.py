@@ -130,16 +130,14 @@ def plus(x: Tensor, more: Tensor) -> Tensor:
     return x + more if torch.is_grad_enabled() else x.add_(more)
 
 
-def finished(device: torch.device) -> None:
-    """Wait for what a GPU was told, so that the time it takes is not counted as that of what comes next."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+def check_rows(rows: Sequence[Sequence[int]]) -> None:
+    if any(not row for row in rows):
+        raise PromptError("prompt: empty after tokenization; send at least one token")
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids, padded on the right, and which of them are not padding: both (num_rows, longest)."""
-    if any(not row for row in rows):
-        raise PromptError("prompt: empty after tokenization; send at least one token")
+    check_rows(rows)
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)

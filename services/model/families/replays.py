@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.model.families.base import ExpertStack, Recorder
-from services.model.families.layers import can_replay
+from services.model.families.layers import can_replay, check_rows
 
 Numbers = NDArray[np.int64]
 Key = tuple[str, int]  # what is recorded, and for how many rows
@@ -74,12 +74,15 @@ class Replays:
         self._is_for_all = record is not None
         self._new_record: Callable[[], Record] = (lambda: _Graphs(device).record) if record is None else (lambda: record)
         self._record = self._new_record()
+        self._takes: dict[int, bool] = {}
         self._passes: dict[Key, _Pass] = {}
         self._lengths: tuple[int, ...] = ()
 
     def takes(self, num_tokens: int, experts: Sequence[ExpertStack]) -> bool:
-        """Whether a pass in which a layer's experts get so many tokens can be recorded."""
-        return self._is_for_all or all(can_replay(num_tokens, stack.weights) for stack in experts)
+        """Whether a pass in which a layer's experts, always the same, get so many tokens can be recorded."""
+        if num_tokens not in self._takes:
+            self._takes[num_tokens] = self._is_for_all or all(can_replay(num_tokens, stack.weights) for stack in experts)
+        return self._takes[num_tokens]
 
     def run(
         self,
@@ -155,6 +158,7 @@ class Packed:
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Packed:
+        check_rows(prompts)
         lengths = [len(prompt) for prompt in prompts]
         num_tokens = sum(lengths)
         columns = np.empty((5, packed_rows(num_tokens)), dtype=np.int64)

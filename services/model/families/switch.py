@@ -7,14 +7,13 @@ would be answered by no expert. Weights keep the dtype they were read in; produc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from services.model.device import finished
 from services.model.errors import CheckpointError
 from services.model.families.base import Cache, ExpertStack, ModelShape, MoeLayer, Recorder
 from services.model.families.layers import (
@@ -23,7 +22,6 @@ from services.model.families.layers import (
     Padding,
     apply_experts,
     attend,
-    finished,
     grown,
     linear,
     mixing_dtype,
@@ -35,12 +33,12 @@ from services.model.families.layers import (
     position_buckets,
     projected,
     rms_norm,
-    slot_index,
     split_heads,
     taken,
     valid_places,
 )
-from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, sources, step_rows
+from services.model.families.replays import MOST_PACKED, Packed, Replays, packed_rows, step_rows
+from services.model.families.switch_cache import FEWEST_CACHED_TOKENS, Step, SwitchCache
 from services.model.families.switch_parts import SwitchParts
 from services.model.families.switch_weights import (
     Attention,
@@ -55,35 +53,6 @@ from services.model.families.switch_weights import (
     write_weights,
 )
 from services.model.families.tensors import TensorSource
-
-FEWEST_CACHED_TOKENS = 16
-
-
-@dataclass(slots=True)
-class SwitchCache:
-    """Keys and values of every decoder block, one slot a task. Token axes double when a task outgrows them."""
-
-    num_slots: int
-    own: Tensor  # (num_blocks, 2, num_slots, num_heads, max_target_tokens, d_kv)
-    cross: Tensor  # (num_blocks, 2, num_slots, num_heads, max_prompt_tokens, d_kv)
-    positions: list[int]  # tokens emitted so far
-    last_tokens: list[int]
-    prompt_lengths: list[int]
-    replays: Replays
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What one step reads; tensors have a number for each row, that is for each slot of `chosen`, whose numbers `rows` are too."""
-
-    tokens: Tensor
-    positions: Tensor
-    prompt_lengths: Tensor
-    rows: Tensor
-    chosen: slice | Tensor
-    num_keys: int
-    num_prompt_keys: int
-    sources: Tensor | None = None  # the rows whose experts are taken, where it is not each its own
 
 
 class SwitchModel:
@@ -180,10 +149,7 @@ class SwitchModel:
             else:
                 self._read(cache, slots, prompts, recorder)
         finished(self.device)
-        for slot, prompt in zip(slots, prompts, strict=True):
-            cache.positions[slot] = 0
-            cache.last_tokens[slot] = self._config.decoder_start_token_id
-            cache.prompt_lengths[slot] = len(prompt)
+        cache.begun(slots, prompts, self._config.decoder_start_token_id)
 
     def _read(self, cache: SwitchCache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
         ids, valid = padded(prompts, self.device)
@@ -193,7 +159,6 @@ class SwitchModel:
         self._keep_cross(cache, encoded, torch.as_tensor(slots, device=self.device)[rows], places)
 
     def _read_replayed(self, cache: SwitchCache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None) -> None:
-        padded(prompts, self.device)
         packed = Packed.of(prompts, slots)
         cache.cross = grown(cache.cross, packed.longest)
 
@@ -203,8 +168,7 @@ class SwitchModel:
             self._keep_cross(cache, encoded, places, positions)
             return ids
 
-        lengths = cache.own.shape[4], cache.cross.shape[4]
-        cache.replays.run(("prefill", packed.num_rows), body, packed.columns, range(packed.num_tokens), lengths, recorder)
+        cache.replays.run(("prefill", packed.num_rows), body, packed.columns, range(packed.num_tokens), cache.lengths, recorder)
 
     def _keep_cross(self, cache: SwitchCache, encoded: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Keys and values of prompt tokens (num_tokens, d_model), each of a slot and a position."""
@@ -217,9 +181,7 @@ class SwitchModel:
             return []
         with torch.inference_mode():
             tokens = self._next_tokens(cache, slots, recorder)
-        for slot, token in zip(slots, tokens, strict=True):
-            cache.last_tokens[slot] = token
-            cache.positions[slot] += 1
+        cache.emitted(slots, tokens)
         return tokens
 
     def _next_tokens(self, cache: SwitchCache, slots: Sequence[int], recorder: Recorder | None) -> list[int]:
@@ -230,22 +192,10 @@ class SwitchModel:
         return tokens
 
     def _replayed(self, cache: SwitchCache, slots: Sequence[int], count: int, recorder: Recorder | None) -> list[int]:
-        rows = range(count)
-        cache.own = grown(cache.own, max(cache.positions[row] for row in rows) + 1)
-        lengths = cache.own.shape[4], cache.cross.shape[4]
-        experts_of = sources(slots, count)
-        columns = np.array([
-            [cache.last_tokens[row] for row in experts_of],
-            [cache.positions[row] for row in rows],
-            [max(1, cache.prompt_lengths[row]) for row in rows],
-            experts_of,
-        ])  # fmt: skip
+        columns, lengths = cache.columns(slots, count), cache.lengths
 
         def body(inputs: Tensor, collected: Recorder) -> Tensor:
-            tokens, positions, prompt_lengths, rows_of = inputs.unbind(0)
-            numbers = torch.arange(count, device=self.device)
-            step = _Step(tokens, positions, prompt_lengths, numbers, slice(0, count), *lengths, rows_of)
-            return self._best_tokens(self._decoded(cache, step, collected))
+            return self._best_tokens(self._decoded(cache, Step.recorded(inputs, lengths), collected))
 
         found: list[int] = cache.replays.run(("step", count), body, columns, slots, lengths, recorder).tolist()
         return found
@@ -255,26 +205,13 @@ class SwitchModel:
         with torch.inference_mode():
             for token in tokens:
                 self._advance(cache, [slot], None)
-                cache.last_tokens[slot] = token
-                cache.positions[slot] += 1
+                cache.emitted([slot], [token])
 
     def _advance(self, cache: SwitchCache, slots: Sequence[int], recorder: Recorder | None) -> Tensor:
         """Feed each slot's last token through the decoder; the hidden states (num_slots_given, d_model) after the final norm."""
-        device = self.device
-        longest = max(cache.positions[slot] for slot in slots) + 1
-        cache.own = grown(cache.own, longest)
-        step = _Step(
-            torch.tensor([cache.last_tokens[slot] for slot in slots], device=device),
-            torch.tensor([cache.positions[slot] for slot in slots], device=device),
-            torch.tensor([cache.prompt_lengths[slot] for slot in slots], device=device),
-            torch.as_tensor(slots, device=device),
-            slot_index(slots, device),
-            longest,
-            max(cache.prompt_lengths[slot] for slot in slots),
-        )
-        return self._decoded(cache, step, recorder)
+        return self._decoded(cache, cache.next_step(slots), recorder)
 
-    def _decoded(self, cache: SwitchCache, step: _Step, recorder: Recorder | None) -> Tensor:
+    def _decoded(self, cache: SwitchCache, step: Step, recorder: Recorder | None) -> Tensor:
         config, decoder, count = self._config, self._weights.decoder, len(step.tokens)
         dtype = mixing_dtype(self._weights.shared)
         own_bias = self._step_bias(step.positions, step.num_keys).to(dtype)
