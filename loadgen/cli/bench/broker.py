@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loadgen.cli import options
+from loadgen.cli.bench.headlines import Figures, Headline
 from loadgen.cli.console import CommandError, ExitCode, command, narrow_table, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
@@ -99,6 +101,14 @@ def _side(side: SideFigures) -> dict[str, object]:
         "round_first_token_p50_s": list(side.round_p50_s),
         "round_first_token_p99_s": list(side.round_p99_s),
     }
+
+
+def headlines(figures: Figures) -> Iterator[Headline]:
+    yield Headline("added p50, ms", 1e3 * figures["added_p50_s"], 1e3 * P50_TARGET_S, True, "{:.2f}")
+    yield Headline("added p99, ms", 1e3 * figures["added_p99_s"], 1e3 * P99_TARGET_S, True, "{:.2f}")
+    decision_s = figures["decision_s"].get(str(DECISION_TARGET_EDGES))
+    if decision_s is not None:
+        yield Headline("decision, 100 edges, µs", 1e6 * decision_s, 1e6 * DECISION_TARGET_S, True, "{:.0f}")
 
 
 def _print(figures: BrokerFigures) -> None:

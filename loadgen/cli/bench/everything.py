@@ -4,51 +4,29 @@ from __future__ import annotations
 
 import json as json_module
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.bench.broker import DECISION_TARGET_EDGES, DECISION_TARGET_S, P50_TARGET_S, P99_TARGET_S
-from loadgen.cli.bench.merge import TARGETS
-from loadgen.cli.bench.simulator import TASKS_TARGET_PER_S
-from loadgen.cli.bench.swap import STALL_TARGET_S
-from loadgen.cli.bench.worker import TARGET_ALONE, TARGET_STATIC
+from loadgen.cli.bench import broker, merge, simulator, swap, worker
+from loadgen.cli.bench.headlines import Figures, Headlines
 from loadgen.cli.console import CommandError, ExitCode, command, narrow_table, print_json, stderr, stdout
 from services.core.naming import nearest
 
-NAMES = ("simulator", "worker", "swap", "broker", "merge", "fitted")
-MERGE = {
-    "remerge_s": "re-merge, s",
-    "ratio_align_again": "x plain, aligns again",
-    "ratio_same_alignment": "x plain, as aligned",
-    "max_abs_diff": "largest difference",
+BENCHMARKS: dict[str, Headlines] = {
+    "simulator": simulator.headlines,
+    "worker": worker.headlines,
+    "swap": swap.headlines,
+    "broker": broker.headlines,
+    "merge": merge.headlines,
+    "fitted": lambda figures: (),
 }
+NAMES = tuple(BENCHMARKS)
 END_S = 30.0  # that a benchmark gets to end when it is interrupted
-
-Figures = Mapping[str, Any]
-
-
-class Headline(NamedTuple):
-    """A figure with its target: at most, or at least, so much."""
-
-    what: str
-    value: float
-    target: float
-    at_most: bool
-    told: str  # how such a figure is written
-
-    @property
-    def is_met(self) -> bool:
-        return self.value <= self.target if self.at_most else self.value >= self.target
-
-    @property
-    def row(self) -> tuple[str, str, str, str]:
-        bound = "at most" if self.at_most else "at least"
-        return self.what, self.told.format(self.value), f"{bound} {self.told.format(self.target)}", "met" if self.is_met else "missed"
 
 
 @command
@@ -124,34 +102,8 @@ def _run(arguments: Sequence[str], tell: Callable[[str], None]) -> tuple[int, st
     return process.returncode, told, last.removeprefix("moedge: ")
 
 
-def headlines(name: str, figures: Figures) -> Iterator[Headline]:
-    """What was aimed at, of one benchmark's figures."""
-    if name == "simulator":
-        yield Headline("tasks/s, as installed", figures["tasks_per_s"], TASKS_TARGET_PER_S, False, "{:,.0f}")
-        if figures["compiled_tasks_per_s"] is not None:
-            yield Headline("tasks/s, compiled", figures["compiled_tasks_per_s"], TASKS_TARGET_PER_S, False, "{:,.0f}")
-    elif name == "worker":
-        yield Headline("x best static batch", figures["ratio_best_static_batch"], TARGET_STATIC, False, "{:.2f}")
-        yield Headline("x one at a time", figures["ratio_one_at_a_time"], TARGET_ALONE, False, "{:.2f}")
-        yield Headline("tasks of other tokens", figures["num_checked"] - figures["num_equal"], 0, True, "{:.0f}")
-    elif name == "swap":
-        yield Headline("failed tasks", figures["failed"], 0, True, "{:.0f}")
-        for size, each in figures["sizes"].items():
-            yield Headline(f"stall p99 at {float(size):.0%}, ms", 1e3 * each["stall_p99_s"], 1e3 * STALL_TARGET_S, True, "{:.0f}")
-    elif name == "broker":
-        yield Headline("added p50, ms", 1e3 * figures["added_p50_s"], 1e3 * P50_TARGET_S, True, "{:.2f}")
-        yield Headline("added p99, ms", 1e3 * figures["added_p99_s"], 1e3 * P99_TARGET_S, True, "{:.2f}")
-        decision_s = figures["decision_s"].get(str(DECISION_TARGET_EDGES))
-        if decision_s is not None:
-            yield Headline("decision, 100 edges, µs", 1e6 * decision_s, 1e6 * DECISION_TARGET_S, True, "{:.0f}")
-    elif name == "merge":
-        for key, target in TARGETS.items():
-            told = "{:.1e}" if target < 1 else "{:,.1f}"
-            yield Headline(MERGE[key], figures[key], target, target < 1 or key == "remerge_s", told)
-
-
 def _print(figures: Mapping[str, Figures], failed: Mapping[str, str], out: Path) -> None:
-    rows = [(name, *headline.row) for name, each in figures.items() for headline in headlines(name, each)]
+    rows = [(name, *headline.row) for name, each in figures.items() for headline in BENCHMARKS[name](each)]
     if rows:
         stdout().print(narrow_table(("", "what", "figure", "target", ""), rows, 2))
     for name, why in failed.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
+from loadgen.cli.bench.headlines import Figures, Headline
 from loadgen.cli.console import command, in_bytes, in_seconds, print_json, progress, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 
@@ -84,6 +86,13 @@ def as_json(figures: MergeFigures) -> dict[str, object]:
         "sizes": {**asdict(figures.sizes), "seed": figures.seed},
         "routings": routings,
     }
+
+
+def headlines(figures: Figures) -> Iterator[Headline]:
+    yield Headline("re-merge, s", figures["remerge_s"], TARGETS["remerge_s"], True, "{:.1f}")
+    for what, key in (("aligns again", "ratio_align_again"), ("as aligned", "ratio_same_alignment")):
+        yield Headline(f"x plain, {what}", figures[key], TARGETS[key], False, "{:,.1f}")
+    yield Headline("largest difference", figures["max_abs_diff"], TARGETS["max_abs_diff"], True, "{:.1e}")
 
 
 def _routing_json(routing: RoutingFigures) -> dict[str, object]:

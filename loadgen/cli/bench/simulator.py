@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loadgen.cli import options
+from loadgen.cli.bench.headlines import Figures, Headline
 from loadgen.cli.console import CommandError, command, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
@@ -54,6 +56,12 @@ def as_json(figures: SimulatorFigures) -> dict[str, object]:
         "round_robin_tasks_per_s": figures.round_robin,
         "task_s_by_edges": {str(n): value for n, value in figures.task_s_by_edges.items()},
     }
+
+
+def headlines(figures: Figures) -> Iterator[Headline]:
+    yield Headline("tasks/s, as installed", figures["tasks_per_s"], TASKS_TARGET_PER_S, False, "{:,.0f}")
+    if figures["compiled_tasks_per_s"] is not None:
+        yield Headline("tasks/s, compiled", figures["compiled_tasks_per_s"], TASKS_TARGET_PER_S, False, "{:,.0f}")
 
 
 def _print(figures: SimulatorFigures) -> None:

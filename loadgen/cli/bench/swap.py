@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loadgen.cli import options
+from loadgen.cli.bench.headlines import Figures, Headline
 from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, progress, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
 
@@ -93,6 +94,12 @@ def as_json(figures: SwapFigures) -> dict[str, object]:
         "within_budget": all(size.peak_rss_bytes <= size.budget_bytes for size in sizes),
         "sizes": {f"{size.fraction:g}": _size_json(size) | {"least_load_s": figures.least_load_s(size)} for size in sizes},
     }
+
+
+def headlines(figures: Figures) -> Iterator[Headline]:
+    yield Headline("failed tasks", figures["failed"], 0, True, "{:.0f}")
+    for size, each in figures["sizes"].items():
+        yield Headline(f"stall p99 at {float(size):.0%}, ms", 1e3 * each["stall_p99_s"], 1e3 * STALL_TARGET_S, True, "{:.0f}")
 
 
 def _size_json(size: SizeFigures) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loadgen.cli import options
+from loadgen.cli.bench.headlines import Figures, Headline
 from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
@@ -83,6 +85,12 @@ def as_json(figures: WorkerFigures) -> dict[str, object]:
         "processor_ratio_one_at_a_time": figures.processor.ratio_one_at_a_time,
     }
     return {**asdict(figures), **ratios}
+
+
+def headlines(figures: Figures) -> Iterator[Headline]:
+    yield Headline("x best static batch", figures["ratio_best_static_batch"], TARGET_STATIC, False, "{:.2f}")
+    yield Headline("x one at a time", figures["ratio_one_at_a_time"], TARGET_ALONE, False, "{:.2f}")
+    yield Headline("tasks of other tokens", figures["num_checked"] - figures["num_equal"], 0, True, "{:.0f}")
 
 
 def _print(figures: WorkerFigures) -> None:
