@@ -22,7 +22,7 @@ from services.runtime.clock import Clock, SystemClock
 
 Tell = Callable[[str], None]
 
-WARM_UP_S = 2.0
+CONNECTED_S = 2.0  # of load each way, and every connection is open
 PACE = Pace(num_tokens=8, token_s=0.01)
 SCALES = (10, 100, 1000)  # edges, for the time of a decision
 
@@ -31,6 +31,7 @@ SCALES = (10, 100, 1000)  # edges, for the time of a decision
 class BrokerOptions:
     tasks_per_s: float = 300.0
     duration_s: float = 60.0  # of each way, all its blocks together
+    warm_up_s: float = 45.0  # of load through the broker before: a Kafka that has just started compiles what it runs
     rounds: int = 6
     num_edges: int = 10
     pace: Pace = PACE
@@ -45,6 +46,7 @@ class Side:
 
     way: Way
     cpu_s: Callable[[], float]
+    warm_up_s: float = CONNECTED_S
     blocks: list[Calls] = field(default_factory=list)
     busy_s: float = 0.0
     lasted_s: float = 0.0
@@ -131,7 +133,7 @@ async def measure(options: BrokerOptions, kafka: str, redis_url: str, tell: Tell
         direct, hop, broker = (
             Side(stack.direct, stack.broker_cpu_s),
             Side(stack.hop, stack.hop_cpu_s),
-            Side(stack.broker, stack.broker_cpu_s),
+            Side(stack.broker, stack.broker_cpu_s, options.warm_up_s),
         )
         await alternate({"direct": direct, "bare proxy": hop, "broker": broker}, options, clock, tell)
         rss_bytes = stack.broker_rss_bytes()
@@ -144,8 +146,9 @@ async def alternate(sides: Mapping[str, Side], options: BrokerOptions, clock: Cl
     """A round has one block of each side; who begins it changes from round to round."""
     rng = np.random.default_rng(options.seed)
     for name, side in sides.items():
-        tell(f"warming up: {name}")
-        await side.way.block(poisson(options.tasks_per_s, min(WARM_UP_S, options.duration_s), rng))
+        warm_up_s = min(side.warm_up_s, options.duration_s)
+        tell(f"warming up: {name}, {warm_up_s:g} s")
+        await side.way.block(poisson(options.tasks_per_s, warm_up_s, rng))
     names = list(sides)
     for n in range(options.rounds):
         instants = poisson(options.tasks_per_s, options.duration_s / options.rounds, rng)

@@ -29,6 +29,9 @@ def broker(
     rate: Annotated[float, typer.Option(min=0.1, help="Tasks a second.")] = 300.0,
     duration: Annotated[float, typer.Option(min=0.1, help="Time of load each way, over all rounds.", metavar="SECONDS")] = 60.0,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of each way; they take turns.")] = 6,
+    warm_up: Annotated[
+        float, typer.Option(min=0.1, help="Load through the broker before (at most --duration): Kafka begins slowly.", metavar="SECONDS")
+    ] = 45.0,
     edges: Annotated[int, typer.Option(min=1, help="Stub edges that answer.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that they answer with.")] = 8,
     token_s: Annotated[float, typer.Option(min=0.0, help="Time before each token.", metavar="SECONDS")] = 0.01,
@@ -46,7 +49,7 @@ def broker(
         raise CommandError(f"{error.name} is not installed: pip install 'moedge[dev]'") from error
 
     scales = tuple(n for n in SCALES if n <= most_edges)
-    asked = BrokerOptions(rate, duration, rounds, edges, Pace(tokens, token_s), scales, decisions, seed)
+    asked = BrokerOptions(rate, duration, warm_up, rounds, edges, Pace(tokens, token_s), scales, decisions, seed)
     try:
         figures = asyncio.run(measure(asked, kafka, redis, progress()))
     except PlaceError as error:
@@ -62,6 +65,7 @@ def as_json(figures: BrokerFigures) -> dict[str, object]:
     return {
         "tasks_per_s": asked.tasks_per_s,
         "duration_s": asked.duration_s,
+        "warm_up_s": asked.warm_up_s,
         "rounds": asked.rounds,
         "num_edges": asked.num_edges,
         "num_tokens": asked.pace.num_tokens,
