@@ -23,6 +23,7 @@ from loadgen.report.values import WITHOUT_UPDATES, HeatMap, ReportInput, Unmerge
 from loadgen.report.write import write_report
 from loadgen.results import ReplayResult
 from loadgen.stack_child import ACTIVATIONS, MERGE, PHASE, serve_stack
+from loadgen.units import in_bytes
 from loadgen.unmerged import UnmergedRequest, unmerged_arms
 from loadgen.updates import UpdateFeed
 from loadgen.view import QuietView, ReplayView
@@ -193,7 +194,7 @@ async def _unmerged(options: DemoOptions, memory_bytes: Mapping[str, int]) -> tu
 
 def _setup(options: DemoOptions, run: _Measured) -> dict[str, str]:
     sizes = {sample.edge_id: (sample.model_bytes, sample.memory_bytes) for sample in run.result.samples}
-    edges = ", ".join(f"{edge_id} ({memory / 2**20:.1f} MiB)" for edge_id, (_, memory) in sorted(sizes.items()))
+    edges = ", ".join(f"{edge_id} ({in_bytes(memory)})" for edge_id, (_, memory) in sorted(sizes.items()))
     trigger = ", ".join(f"{name} {value:g}" for name, value in options.controller.items())
     return {
         "model": options.model,

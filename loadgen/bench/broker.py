@@ -31,7 +31,7 @@ SCALES = (10, 100, 1000)  # edges, for the time of a decision
 class BrokerOptions:
     tasks_per_s: float = 300.0
     duration_s: float = 60.0  # of each way, all its blocks together
-    warm_up_s: float = 45.0  # of load through the broker before: a Kafka that has just started compiles what it runs
+    warm_up_s: float = 120.0  # of load through the broker before: a Kafka that has just started compiles what it runs
     rounds: int = 6
     num_edges: int = 10
     pace: Pace = PACE
@@ -146,9 +146,8 @@ async def alternate(sides: Mapping[str, Side], options: BrokerOptions, clock: Cl
     """A round has one block of each side; who begins it changes from round to round."""
     rng = np.random.default_rng(options.seed)
     for name, side in sides.items():
-        warm_up_s = min(side.warm_up_s, options.duration_s)
-        tell(f"warming up: {name}, {warm_up_s:g} s")
-        await side.way.block(poisson(options.tasks_per_s, warm_up_s, rng))
+        tell(f"warming up: {name}, {side.warm_up_s:g} s")
+        await side.way.block(poisson(options.tasks_per_s, side.warm_up_s, rng))
     names = list(sides)
     for n in range(options.rounds):
         instants = poisson(options.tasks_per_s, options.duration_s / options.rounds, rng)

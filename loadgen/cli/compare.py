@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.cli.console import CommandError, in_bytes, print_json, stderr, stdout, table
+from loadgen.cli.console import CommandError, print_json, stderr, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
+from loadgen.units import in_bytes
 
 if TYPE_CHECKING:
     from services.model.comparison import Comparison, Point

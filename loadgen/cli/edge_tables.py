@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loadgen.cli.console import in_bytes, in_scores, in_seconds, in_shares, narrow_table
+from loadgen.cli.console import in_scores, in_seconds, in_shares, narrow_table
+from loadgen.units import in_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from loadgen.cli import options
-from loadgen.cli.console import command, in_bytes, print_json, progress, stdout
+from loadgen.cli.console import command, print_json, progress, stdout
+from loadgen.units import in_bytes
 
 
 @command

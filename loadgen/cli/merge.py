@@ -12,9 +12,10 @@ import typer
 from loadgen.cli import options
 from loadgen.cli.builders import open_builder
 from loadgen.cli.compare import compared
-from loadgen.cli.console import CommandError, command, in_bytes, in_scores, in_seconds, in_shares, print_json, progress, stdout
+from loadgen.cli.console import CommandError, command, in_scores, in_seconds, in_shares, print_json, progress, stdout
 from loadgen.cli.mixes import shares_of
 from loadgen.cli.places import model_or_demo, tasks_or_toy
+from loadgen.units import in_bytes
 from services.core.merging.recipes import PRODUCT
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import typer
 
 from loadgen.cli import options
 from loadgen.cli.builders import open_builder
-from loadgen.cli.console import command, in_bytes, in_seconds, narrow_table, print_json, stderr, stdout
+from loadgen.cli.console import command, in_seconds, narrow_table, print_json, stderr, stdout
 from loadgen.cli.places import model_or_demo, tasks_or_toy
+from loadgen.units import in_bytes
 from services.core.merging.recipes import PAPER
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ def page(data: Mapping[str, Any], plots: Sequence[Plot]) -> str:
     )
     environment.filters |= {
         "seconds": words.seconds,
-        "mib": words.mib,
+        "size": words.size,
         "share": words.share,
         "share2": lambda value: f"{value:.2%}",
         "quality": words.number,

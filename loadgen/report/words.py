@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadgen.report.verdicts import pair_of
+from loadgen.units import in_bytes
 
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "mix_over_time": ("What users asked for", "Share of each task type among the tasks sent."),
@@ -77,8 +78,8 @@ def seconds(value: float | None) -> str:
     return f"{1000 * value:.1f} ms" if 0 < abs(value) < 1 else f"{value:.1f} s"
 
 
-def mib(value: float | None) -> str:
-    return "–" if value is None else f"{value / 2**20:,.2f} MiB" if value < 10 * 2**20 else f"{value / 2**20:,.0f} MiB"
+def size(value: float | None) -> str:
+    return "–" if value is None else in_bytes(value)
 
 
 def share(value: float | None) -> str:
@@ -179,7 +180,7 @@ def figures(runs: Mapping[str, Mapping[str, Any]]) -> list[FigureRow]:
         row("updates without reason", lambda r: str(r["updates_without_reason"]), "No mix change since that edge's last update."),
         row(
             "bytes fetched by updates",
-            lambda r: f"{mib(r['swap']['bytes_fetched'])} of {mib(r['swap']['bytes_full'])}",
+            lambda r: f"{size(r['swap']['bytes_fetched'])} of {size(r['swap']['bytes_full'])}",
             "Only changed tensors travel; the second value is what full reloads would have shipped.",
         ),
         row("swap stall p99", lambda r: seconds(r["swap"]["stall_p99_s"]), "Longest time that a batch loop stood still for a swap."),

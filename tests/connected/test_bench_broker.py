@@ -11,7 +11,7 @@ from loadgen.cli.main import app
 
 pytestmark = [pytest.mark.connected]
 
-LOAD = ["--rate", "40", "--duration", "1", "--rounds", "2", "--edges", "3", "--tokens", "3", "--token-s", "0.002"]
+LOAD = ["--rate", "40", "--duration", "1", "--warm-up", "1", "--rounds", "2", "--edges", "3", "--tokens", "3", "--token-s", "0.002"]
 SMALL = [*LOAD, "--most-edges", "10", "--decisions", "20", "--json"]
 
 

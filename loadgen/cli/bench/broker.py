@@ -30,8 +30,8 @@ def broker(
     duration: Annotated[float, typer.Option(min=0.1, help="Time of load each way, over all rounds.", metavar="SECONDS")] = 60.0,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of each way; they take turns.")] = 6,
     warm_up: Annotated[
-        float, typer.Option(min=0.1, help="Load through the broker before (at most --duration): Kafka begins slowly.", metavar="SECONDS")
-    ] = 45.0,
+        float, typer.Option(min=0.1, help="Load through the broker before: Kafka begins slowly.", metavar="SECONDS")
+    ] = 120.0,
     edges: Annotated[int, typer.Option(min=1, help="Stub edges that answer.")] = 10,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that they answer with.")] = 8,
     token_s: Annotated[float, typer.Option(min=0.0, help="Time before each token.", metavar="SECONDS")] = 0.01,

@@ -11,8 +11,9 @@ import typer
 
 from loadgen.cli import options
 from loadgen.cli.bench.headlines import Figures, Headline
-from loadgen.cli.console import command, in_bytes, in_seconds, print_json, progress, stdout, table
+from loadgen.cli.console import command, in_seconds, print_json, progress, stdout, table
 from loadgen.cli.places import model_or_demo, tasks_or_toy
+from loadgen.units import in_bytes
 
 if TYPE_CHECKING:
     from loadgen.bench.merge_figures import MergeFigures, RoutingFigures

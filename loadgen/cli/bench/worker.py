@@ -11,7 +11,8 @@ import typer
 
 from loadgen.cli import options
 from loadgen.cli.bench.headlines import Figures, Headline
-from loadgen.cli.console import CommandError, command, in_bytes, in_seconds, print_json, progress, stdout, table
+from loadgen.cli.console import CommandError, command, in_seconds, print_json, progress, stdout, table
+from loadgen.units import in_bytes
 
 if TYPE_CHECKING:
     from loadgen.bench.worker.figures import WorkerFigures
