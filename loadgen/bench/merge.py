@@ -21,6 +21,7 @@ from loadgen.bench.full_size import INDEX, num_params, write_checkpoint
 from loadgen.bench.merge_figures import MergeFigures, MergeOptions, NextMix, Prepared, RoutingFigures
 from loadgen.bench.merge_rounds import Beside, Request, aligned_again, beside, drop_page_cache, remerge, warm
 from loadgen.bench.sizes import Sizes
+from loadgen.units import in_bytes
 from services.core.merging.plan import make_plan
 from services.core.merging.present import changed_groups
 from services.core.merging.recipes import PAPER
@@ -67,7 +68,7 @@ def _check_room(options: MergeOptions) -> None:
     needed = 8 * num_params(options.sizes) + 2 * options.budget_bytes + SPARE_BYTES - there
     free = shutil.disk_usage(options.scratch).free
     if free < needed:
-        raise OSError(f"scratch: {free / 1e9:.0f} GB are free in {options.scratch}, {needed / 1e9:.0f} GB are needed")
+        raise OSError(f"scratch: {in_bytes(free)} are free in {options.scratch}, {in_bytes(needed)} are needed")
 
 
 def _read(scratch: Path, tell: Tell) -> tuple[BaseModel, Prepared]:

@@ -47,7 +47,7 @@ def answered(model, prompts, num_tokens=24, max_batch=4, is_told_anew=False):
 
     engine = BatchEngine(model, _NoText(), "v", max_batch, counter)
     if is_told_anew:
-        engine._lanes["v"].cache.replays = Replays(model.device, _told_anew)  # type: ignore[attr-defined]
+        engine._lanes["v"].cache.replays = Replays(model.device, (), _told_anew)  # type: ignore[attr-defined]
     answers: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         engine.submit(GenTask(str(number), tuple(prompt), num_tokens - number))

@@ -60,7 +60,7 @@ def answered(base, cache, recorder):
 def test_replayed_steps_give_the_tokens_and_the_counts_of_steps_told_anew(base):
     recording, plain_recorder, recorder = Recording(), CountingRecorder(base.model.shape), CountingRecorder(base.model.shape)
     plain, replayed = base.model.new_cache(5), base.model.new_cache(5)
-    replayed.replays = Replays(torch.device("cpu"), recording)
+    replayed.replays = Replays(torch.device("cpu"), (), recording)
     assert answered(base, replayed, recorder) == answered(base, plain, plain_recorder)
     assert (recorder.take() == plain_recorder.take()).all()
     assert 3 <= recording.num_recorded < 20
@@ -69,7 +69,7 @@ def test_replayed_steps_give_the_tokens_and_the_counts_of_steps_told_anew(base):
 def test_a_slot_that_is_not_asked_for_is_left_as_it_was(base):
     prompts = [base.tokenizer.encode(word(3)), base.tokenizer.encode(word(4))]
     plain, replayed = base.model.new_cache(2), base.model.new_cache(2)
-    replayed.replays = Replays(torch.device("cpu"), Recording())
+    replayed.replays = Replays(torch.device("cpu"), (), Recording())
     for cache in (plain, replayed):
         base.model.prefill(cache, [0, 1], prompts)
         base.model.step(cache, [0, 1])
@@ -108,7 +108,7 @@ def test_a_prefill_too_long_to_be_packed_answers_the_same(base):
     assert sum(map(len, prompts)) > MOST_PACKED
     slots, recording = list(range(60)), Recording()
     plain, replayed = base.model.new_cache(60), base.model.new_cache(60)
-    replayed.replays = Replays(torch.device("cpu"), recording)
+    replayed.replays = Replays(torch.device("cpu"), (), recording)
     for _ in range(2):
         base.model.prefill(plain, slots, prompts)
         base.model.prefill(replayed, slots, prompts)

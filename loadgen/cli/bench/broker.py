@@ -132,7 +132,7 @@ def _print(figures: BrokerFigures) -> None:
         f"CPU time a task: broker {figures.broker.cpu_s_per_task * 1e3:.2f} ms ({figures.broker.busy_share:.0%} of a core; "
         f"{figures.direct.busy_share:.0%} without load), bare proxy {figures.hop.cpu_s_per_task * 1e3:.2f} ms"
     )
-    console.print(f"Events of the broker in Kafka: {figures.num_events:,}")
+    console.print(f"Events of the broker in Kafka, those of {asked.warm_up_s:g} s of load beforehand too: {figures.num_events:,}")
     if not all(side.latencies.punctual for side in (figures.direct, figures.hop, figures.broker)):
         console.print("[red]The load was sent late: these figures say little about the broker. Try a quieter machine.[/red]")
     scales = [(str(n), f"{each.median_s * 1e6:.0f}", f"{each.p99_s * 1e6:.0f}") for n, each in figures.decisions.items()]

@@ -115,7 +115,7 @@ class DecoderModel:
         size = (config.num_layers, 2, num_slots, config.num_key_heads, FEWEST_CACHED_TOKENS, config.d_head)
         with torch.no_grad():
             kept = torch.zeros(size, device=self.device, dtype=mixing_dtype(self._tensors["embedding"]))
-        return DecoderCache(num_slots, kept, [0] * num_slots, [0] * num_slots, Replays(self.device))
+        return DecoderCache(num_slots, kept, [0] * num_slots, [0] * num_slots, Replays(self.device, self._experts))
 
     def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
         """Reads all but the last token of each prompt; the first step reads that one and gives the first token of the answer."""
@@ -142,7 +142,7 @@ class DecoderModel:
 
     def _next_tokens(self, cache: DecoderCache, slots: Sequence[int], recorder: Recorder | None) -> list[int]:
         count = step_rows(slots, cache.num_slots)
-        if cache.replays.takes(count * self._config.top_k, self._experts):
+        if cache.replays.takes(count * self._config.top_k):
             return self._replayed(cache, slots, count, recorder)
         hidden = self._advance(cache, slots, [[cache.last_tokens[slot]] for slot in slots], recorder)
         tokens: list[int] = self._best_tokens(hidden).tolist()
@@ -178,7 +178,7 @@ class DecoderModel:
         num_tokens = sum(map(len, rows))
         is_new = not any(cache.positions[slot] for slot in slots)
         with torch.inference_mode():
-            if is_new and num_tokens <= MOST_PACKED and cache.replays.takes(packed_rows(num_tokens) * self._config.top_k, self._experts):
+            if is_new and num_tokens <= MOST_PACKED and cache.replays.takes(packed_rows(num_tokens) * self._config.top_k):
                 self._read_replayed(cache, slots, rows, recorder)
             else:
                 self._advance(cache, slots, rows, recorder)

@@ -67,10 +67,12 @@ class _Pass:
 
 
 class Replays:
-    """The passes of one model over one cache. With a `record` of its own every pass is recorded with that, whatever the device."""
+    """The passes of one model, whose layers have these experts, over one cache. With a `record` of its own every pass is recorded with
+    that, whatever the device."""
 
-    def __init__(self, device: torch.device, record: Record | None = None) -> None:
+    def __init__(self, device: torch.device, experts: Sequence[ExpertStack], record: Record | None = None) -> None:
         self._device = device
+        self._experts = experts
         self._is_for_all = record is not None
         self._new_record: Callable[[], Record] = (lambda: _Graphs(device).record) if record is None else (lambda: record)
         self._record = self._new_record()
@@ -78,10 +80,10 @@ class Replays:
         self._passes: dict[Key, _Pass] = {}
         self._lengths: tuple[int, ...] = ()
 
-    def takes(self, num_tokens: int, experts: Sequence[ExpertStack]) -> bool:
-        """Whether a pass in which a layer's experts, always the same, get so many tokens can be recorded."""
+    def takes(self, num_tokens: int) -> bool:
+        """Whether a pass in which a layer's experts get so many tokens can be recorded."""
         if num_tokens not in self._takes:
-            self._takes[num_tokens] = self._is_for_all or all(can_replay(num_tokens, stack.weights) for stack in experts)
+            self._takes[num_tokens] = self._is_for_all or all(can_replay(num_tokens, stack.weights) for stack in self._experts)
         return self._takes[num_tokens]
 
     def run(

@@ -135,7 +135,7 @@ class SwitchModel:
             [0] * num_slots,
             [config.decoder_start_token_id] * num_slots,
             [0] * num_slots,
-            Replays(self.device),
+            Replays(self.device, self._experts),
         )
 
     def prefill(self, cache: Cache, slots: Sequence[int], prompts: Sequence[Sequence[int]], recorder: Recorder | None = None) -> None:
@@ -144,7 +144,7 @@ class SwitchModel:
             return
         num_tokens = sum(map(len, prompts))
         with torch.inference_mode():
-            if num_tokens <= MOST_PACKED and cache.replays.takes(packed_rows(num_tokens), self._experts):
+            if num_tokens <= MOST_PACKED and cache.replays.takes(packed_rows(num_tokens)):
                 self._read_replayed(cache, slots, prompts, recorder)
             else:
                 self._read(cache, slots, prompts, recorder)
@@ -186,7 +186,7 @@ class SwitchModel:
 
     def _next_tokens(self, cache: SwitchCache, slots: Sequence[int], recorder: Recorder | None) -> list[int]:
         count = step_rows(slots, cache.num_slots)
-        if cache.replays.takes(count, self._experts):
+        if cache.replays.takes(count):
             return self._replayed(cache, slots, count, recorder)
         tokens: list[int] = self._best_tokens(self._advance(cache, slots, recorder)).tolist()
         return tokens
