@@ -110,11 +110,12 @@ def mark_drifts(axes: Axes, drifts_at_s: tuple[float, ...]) -> None:
 
 
 def mark_updates(axes: Axes, runs: Sequence[tuple[str, Mapping[str, list[float]]]]) -> None:
-    """Marks on the time axis where an edge took a new version, one shape an edge. `runs`: a colour and instants by edge for each."""
+    """Marks above the time axis where an edge took a new version, a shape and a height an edge. `runs`: a colour and instants by edge for
+    each."""
     style: dict[str, Any] = {"markersize": 7, "linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.7}
     for n, edge_id in enumerate(sorted({edge_id for _, updates in runs for edge_id in updates})):
         marker = EDGE_MARKERS[n % len(EDGE_MARKERS)]
         axes.plot([], [], marker=marker, color=FAINT, label=f"update of {edge_id}", **style)
         for colour, at_s in ((colour, updates[edge_id]) for colour, updates in runs if edge_id in updates):
-            places = [0.035] * len(at_s)
+            places = [0.035 + 0.055 * n] * len(at_s)
             axes.plot(at_s, places, marker=marker, color=colour, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5, **style)

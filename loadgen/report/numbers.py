@@ -147,14 +147,17 @@ def _update_log(result: ReplayResult) -> list[Json]:
 
 
 def _swap(result: ReplayResult) -> Json:
-    swaps = [update.swap for update in result.updates if update.ok and update.swap is not None]
+    """Sums are unknown (None) where an update came without its report, as against a stack that is only looked at."""
+    updates = [update for update in result.updates if update.ok]
+    swaps = [update.swap for update in updates if update.swap is not None]
+    all_told = len(swaps) == len(updates)
     return {
         "count": len(swaps),
         "stall_p99_s": quantiles([swap.stall_s for swap in swaps], (0.99,))["p99"],
-        "bytes_fetched": sum(swap.bytes_fetched for swap in swaps),
-        "bytes_full": sum(swap.bytes_full for swap in swaps),
-        "downtime_s": sum(swap.downtime_s for swap in swaps),
-        "in_flight_tasks": sum(swap.in_flight_tasks for swap in swaps),
+        "bytes_fetched": sum(swap.bytes_fetched for swap in swaps) if all_told else None,
+        "bytes_full": sum(swap.bytes_full for swap in swaps) if all_told else None,
+        "downtime_s": sum(swap.downtime_s for swap in swaps) if all_told else None,
+        "in_flight_tasks": sum(swap.in_flight_tasks for swap in swaps) if all_told else None,
     }
 
 

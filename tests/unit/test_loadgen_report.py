@@ -176,6 +176,20 @@ def test_the_terminal_summary_breaks_no_figure_of_a_run_in_80_columns():
     assert shipped.split("bytes")[1].split() == " ".join(wholes).split()
 
 
+def test_what_an_update_shipped_is_unknown_where_nobody_reported_it():
+    told, untold = make_update(), replace(make_update(), swap=None)
+    assert told.swap is not None
+    assert run_numbers(replace(make_run(), updates=(told, told)))["swap"]["bytes_full"] == 2 * told.swap.bytes_full
+    assert run_numbers(replace(make_run(), updates=()))["swap"]["bytes_fetched"] == 0
+    swap = run_numbers(replace(make_run(), updates=(told, untold)))["swap"]
+    assert [swap[key] for key in ("bytes_fetched", "bytes_full", "downtime_s", "in_flight_tasks")] == 4 * [None]
+    report = replace(make_report(), runs={"replay": replace(make_run(), updates=(untold,))})
+    console = Console(width=80, record=True, force_terminal=False, file=io.StringIO())
+    print_summary(console, document(report, NOW))
+    (fetched,) = [line for line in console.export_text().splitlines() if line.startswith("bytes fetched by updates")]
+    assert fetched.split()[-1] == size(None)
+
+
 def test_merge_events_become_one_update_with_its_swap_report():
     kinds = events_pb2.MergeEventKind
     feed = UpdateFeed()
